@@ -1,0 +1,1 @@
+//! ClickHouse over HTTP: inserts, table schema, migrations.

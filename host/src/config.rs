@@ -1,0 +1,1 @@
+//! Configuration: raw file and environment -> validated `Config`, all errors at once.

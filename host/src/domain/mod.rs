@@ -1,0 +1,9 @@
+//! The pure core: records, verdicts, rows, batches and the ledger.
+//!
+//! Architecture invariant: nothing in here knows tokio, rdkafka, wasmtime, a clock, randomness or
+//! I/O. Time and jitter come in as arguments, so every decision is tested without waiting.
+
+pub mod chunk;
+pub mod retry;
+pub mod row;
+pub mod verdict;

@@ -1,0 +1,1 @@
+//! The parts that run inside or beside the process for `demo` and tests.

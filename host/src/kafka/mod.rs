@@ -1,0 +1,1 @@
+//! Kafka: consumer group and intake, dead-letter producer, offsets.

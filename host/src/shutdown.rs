@@ -1,0 +1,1 @@
+//! Shutdown: the drain token and its deadline.

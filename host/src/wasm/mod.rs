@@ -1,0 +1,1 @@
+//! The wasm host: engine, limits, chain, registry.
