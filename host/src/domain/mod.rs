@@ -4,6 +4,7 @@
 //! I/O. Time and jitter come in as arguments, so every decision is tested without waiting.
 
 pub mod chunk;
+pub mod column_type;
 pub mod retry;
 pub mod row;
 pub mod verdict;
