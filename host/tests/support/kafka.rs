@@ -1,0 +1,153 @@
+//! Apache Kafka itself, one broker a test: the script of `deploy/kafka` under a Rust handle.
+//!
+//! State: a temporary directory (settings, data, log, pid file) and the port. Invariants: the broker
+//! listens on loopback only; it is gone when the handle is dropped, or soon after the test process
+//! died without dropping it (`--owner`); a restarted broker keeps its directory and its port.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use tempfile::TempDir;
+
+/// A running broker. Methods panic with the script's words when something fails: this is for tests.
+pub struct ApacheKafka {
+    directory: TempDir,
+    bootstrap: String,
+}
+
+impl ApacheKafka {
+    /// Starts a broker on a free port of loopback and waits until it answers (about two seconds).
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// As [`start`](Self::start), with broker properties (`server.properties`) beside the usual ones.
+    pub fn start_with(properties: &[(&str, &str)]) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("sluice-kafka-")
+            .tempdir()
+            .expect("a temporary directory can be made");
+        let mut kafka = Self { directory, bootstrap: String::new() };
+        let properties: Vec<String> =
+            properties.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut arguments = vec!["--port", "0"];
+        for property in &properties {
+            arguments.extend(["--property", property]);
+        }
+        kafka.launch(&arguments);
+        kafka
+    }
+
+    /// `host:port`, for `bootstrap.servers`.
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// The broker's directory: `kafka.log` in it tells what the broker thought.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Creates a topic and waits until the broker says that it exists.
+    pub fn create_topic(&self, name: &str, partitions: i32) {
+        self.create_topic_with(name, partitions, &[]);
+    }
+
+    /// As [`create_topic`](Self::create_topic), with topic properties such as `max.message.bytes`.
+    pub fn create_topic_with(&self, name: &str, partitions: i32, properties: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()
+            .expect("an admin client can be made");
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in properties {
+            topic = topic.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
+        // A thread of its own, since the calling test may itself run on a runtime.
+        let results = std::thread::scope(|scope| {
+            let creation = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                Ok::<_, std::io::Error>(runtime.block_on(admin.create_topics([&topic], &options)))
+            });
+            creation.join().expect("the thread ends")
+        });
+        let results = results.expect("a runtime can be made").expect("the broker answers the request");
+        for result in results {
+            result.unwrap_or_else(|(topic, code)| panic!("topic {topic} could not be created: {code}"));
+        }
+    }
+
+    /// Ends the broker as a crash would (SIGKILL). The directory stays.
+    pub fn kill(&self) {
+        self.script("kill", &[]);
+    }
+
+    /// Stops the broker in order. The directory stays.
+    pub fn stop(&self) {
+        self.script("stop", &[]);
+    }
+
+    /// Starts the broker again on the same directory and port. After a [`kill`](Self::kill) this takes
+    /// some three seconds more: the controller waits for the lost broker's session to end.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.launch(&[]);
+    }
+
+    /// Whether the broker's process is there.
+    pub fn is_running(&self) -> bool {
+        self.command("status", &[]).output().expect("bash runs").status.success()
+    }
+
+    fn launch(&mut self, arguments: &[&str]) {
+        let owner = std::process::id().to_string();
+        let mut all = vec!["--owner", &owner];
+        all.extend(arguments);
+        let printed = self.script("start", &all);
+        self.bootstrap = printed
+            .lines()
+            .find_map(|line| line.strip_prefix("listening on "))
+            .unwrap_or_else(|| panic!("kafka.sh did not say where it listens: {printed}"))
+            .to_owned();
+    }
+
+    fn command(&self, verb: &str, arguments: &[&str]) -> Command {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kafka/kafka.sh");
+        let mut command = Command::new("bash");
+        command.arg(script).arg(verb).arg("--directory").arg(self.directory.path()).args(arguments);
+        // Whoever runs the tests may have a broker of their own in mind.
+        command.env_remove("KAFKA_PORT").env_remove("KAFKA_DIRECTORY");
+        command
+    }
+
+    fn script(&self, verb: &str, arguments: &[&str]) -> String {
+        let output = self.command(verb, arguments).output().expect("bash runs");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let mut report = format!("kafka.sh {verb} failed ({})\n{printed}", output.status);
+            let _ = write!(report, "{}", String::from_utf8_lossy(&output.stderr));
+            let log: PathBuf = self.directory.path().join("kafka.log");
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
+            for line in tail.iter().rev() {
+                let _ = write!(report, "\n{line}");
+            }
+            panic!("{report}");
+        }
+        printed
+    }
+}
+
+impl Drop for ApacheKafka {
+    fn drop(&mut self) {
+        // Killing is enough, and quick: the directory goes with the handle. A panic here would hide
+        // the one that may be unwinding.
+        let _ = self.command("kill", &[]).output();
+    }
+}
