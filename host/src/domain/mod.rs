@@ -5,6 +5,7 @@
 
 pub mod chunk;
 pub mod column_type;
+pub mod provenance;
 pub mod retry;
 pub mod row;
 pub mod verdict;
