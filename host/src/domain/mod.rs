@@ -8,4 +8,5 @@ pub mod column_type;
 pub mod provenance;
 pub mod retry;
 pub mod row;
+pub mod secret;
 pub mod verdict;

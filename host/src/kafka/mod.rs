@@ -1,1 +1,3 @@
 //! Kafka: consumer group and intake, dead-letter producer, offsets.
+
+pub mod client;

@@ -1,0 +1,280 @@
+//! Pipelines: the keys below `pipelines.<name>`, and what has to hold between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use config::{Value, ValueKind};
+
+use super::environment::{is_variable, only_variable};
+use super::error::one_of;
+use super::reader::Section;
+use super::sections::{bytes_within, positive, within};
+use super::values::{Leaf, Names, Refusal, Scalar, show_bytes, word};
+use super::{BatchConfig, Delivery, ModuleFiles, PipelineConfig, ResourcesConfig, StartOffset};
+
+/// ClickHouse cuts an INSERT into blocks of this many rows (`max_insert_block_size`); a batch is one block.
+const MOST_ROWS: u64 = 1_048_449;
+/// And of this many bytes (`min_insert_block_size_bytes`).
+const MOST_BYTES: u64 = 256 << 20;
+
+/// Reads every pipeline.
+pub(super) fn read(
+    root: &mut Section<'_>,
+    base: &Path,
+    files: ModuleFiles,
+    resources: &ResourcesConfig,
+) -> Vec<PipelineConfig> {
+    let entries = root.named("pipelines", "map of pipelines by name");
+    let is_in_file = |value: &Value| only_variable(value).is_none();
+    let in_file: Vec<String> =
+        entries.iter().filter(|(_, value)| is_in_file(value)).map(|(name, _)| name.clone()).collect();
+    let mut pipelines: Vec<PipelineConfig> = Vec::new();
+    for (name, value) in entries {
+        let path = format!("pipelines.{name}");
+        if let Some(origin) = only_variable(&value) {
+            root.refuse_entry(
+                &path,
+                Some(origin),
+                "the file has no pipeline of this name, and a variable does not make one".to_owned(),
+                one_of(&name, in_file.iter().map(String::as_str)),
+            );
+            continue;
+        }
+        if !is_name(&name, 64, "_-") {
+            root.refuse_entry(
+                &path,
+                None,
+                "not a name for a pipeline".to_owned(),
+                "use up to 64 letters, digits, - and _".to_owned(),
+            );
+        }
+        let section = root.below(&["pipelines", &name], value);
+        let pipeline = pipeline(name, section, base, files, resources, &pipelines);
+        pipelines.push(pipeline);
+    }
+    if in_file.is_empty() {
+        root.refuse(
+            "pipelines",
+            "there is no pipeline".to_owned(),
+            "add one, as in the shipped config/sluice.yaml".to_owned(),
+        );
+    }
+    pipelines
+}
+
+fn is_name(text: &str, most: usize, others: &str) -> bool {
+    (1..=most).contains(&text.len())
+        && text.chars().all(|character| character.is_ascii_alphanumeric() || others.contains(character))
+}
+
+fn pipeline(
+    name: String,
+    mut section: Section<'_>,
+    base: &Path,
+    files: ModuleFiles,
+    resources: &ResourcesConfig,
+    earlier: &[PipelineConfig],
+) -> PipelineConfig {
+    let topics = topics(&mut section, &name);
+    let group: String = section.read("group", &format!("sluice-{name}"));
+    if let Some(other) = earlier.iter().find(|other| other.group == group) {
+        section.refuse(
+            "group",
+            format!("pipeline `{}` uses the consumer group `{group}` as well", other.name),
+            "give each pipeline its own group: members of a group share its topics".to_owned(),
+        );
+    }
+    let delivery = section.read("delivery", "at-least-once");
+    let dead_letter_topic: String = section.read("dead_letter_topic", &format!("{name}.dead-letters"));
+    check_topic(&section, "dead_letter_topic", &dead_letter_topic);
+    if topics.contains(&dead_letter_topic) {
+        section.refuse(
+            "dead_letter_topic",
+            format!("the pipeline reads `{dead_letter_topic}` itself, so a rejected record would never end"),
+            "name another topic".to_owned(),
+        );
+    }
+    let start = section.read("start", "earliest");
+    let validators = section.optional::<String>("validators").map(|path| base.join(path));
+    let mapper = section.required::<String>("mapper", "modules/rows.wasm").map(|path| base.join(path));
+    if files == ModuleFiles::Required {
+        check_modules(&section, validators.as_deref(), mapper.as_deref());
+    }
+    let settings = settings(&mut section);
+    let tables = tables(&mut section);
+    let batch = batch(section.section("batch"), resources);
+    section.finish();
+    PipelineConfig {
+        name,
+        topics,
+        group,
+        delivery,
+        dead_letter_topic,
+        start,
+        validators,
+        mapper: mapper.unwrap_or_default(),
+        settings,
+        tables,
+        batch,
+    }
+}
+
+fn topics(section: &mut Section<'_>, name: &str) -> Vec<String> {
+    let topics = section.required("topics", name).map_or_else(Vec::new, |Names(topics)| topics);
+    let mut seen = BTreeSet::new();
+    for topic in &topics {
+        check_topic(section, "topics", topic);
+        if !seen.insert(topic) {
+            section.refuse("topics", format!("`{topic}` is listed twice"), "keep one".to_owned());
+        }
+    }
+    topics
+}
+
+fn check_topic(section: &Section<'_>, key: &'static str, topic: &str) {
+    if topic.starts_with('^') {
+        section.refuse(
+            key,
+            format!("`{topic}` is a pattern, and patterns are not supported"),
+            "list the topics by name".to_owned(),
+        );
+    } else if !is_name(topic, 249, "._-") || matches!(topic, "." | "..") {
+        section.refuse(
+            key,
+            format!("`{topic}` is not a name that Kafka gives to a topic"),
+            "use up to 249 letters, digits, ., _ and -".to_owned(),
+        );
+    }
+}
+
+/// Relative to the configuration file, as a message about a path says.
+const RELATIVE: &str = "paths are relative to the configuration file";
+
+fn check_modules(section: &Section<'_>, validators: Option<&Path>, mapper: Option<&Path>) {
+    if let Some(directory) = validators
+        && !directory.is_dir()
+    {
+        section.refuse(
+            "validators",
+            format!("there is no directory {}", directory.display()),
+            format!("build the modules, or name the directory of the validators ({RELATIVE})"),
+        );
+    }
+    if let Some(mapper) = mapper
+        && !mapper.is_file()
+    {
+        section.refuse(
+            "mapper",
+            format!("there is no file {}", mapper.display()),
+            format!("build the modules, or name the mapper's .wasm ({RELATIVE})"),
+        );
+    }
+}
+
+impl Leaf for Delivery {
+    const KIND: &'static str = "at-least-once";
+
+    fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
+        if let Scalar::Text("exactly-once") = scalar {
+            return Err(Refusal {
+                problem: "this version of Sluice does not deliver exactly once yet".to_owned(),
+                cure: "write at-least-once".to_owned(),
+            });
+        }
+        word(scalar, &[("at-least-once", Self::AtLeastOnce)])
+    }
+}
+
+impl Leaf for StartOffset {
+    const KIND: &'static str = "earliest or latest";
+
+    fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
+        word(scalar, &[("earliest", Self::Earliest), ("latest", Self::Latest)])
+    }
+}
+
+fn settings(section: &mut Section<'_>) -> BTreeMap<String, serde_json::Value> {
+    let mut settings = BTreeMap::new();
+    for (module, value) in section.named("settings", "map of settings by module name") {
+        match &value.kind {
+            ValueKind::Nil => {}
+            ValueKind::Table(_) => {
+                settings.insert(module, to_json(&value));
+            }
+            _ => section.refuse_entry(
+                &format!("settings.{module}"),
+                value.origin(),
+                "a section with the module's settings is expected here".to_owned(),
+                "write its keys below it, indented".to_owned(),
+            ),
+        }
+    }
+    settings
+}
+
+/// Settings have no types that Sluice knows: a variable's text is JSON if it reads as JSON, and
+/// text otherwise.
+fn to_json(value: &Value) -> serde_json::Value {
+    match &value.kind {
+        ValueKind::String(text) if value.origin().is_some_and(is_variable) => {
+            serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into())
+        }
+        ValueKind::String(text) => text.as_str().into(),
+        ValueKind::Nil => serde_json::Value::Null,
+        ValueKind::Boolean(value) => (*value).into(),
+        ValueKind::I64(number) => (*number).into(),
+        ValueKind::U64(number) => (*number).into(),
+        ValueKind::I128(number) => number.to_string().into(),
+        ValueKind::U128(number) => number.to_string().into(),
+        ValueKind::Float(number) => (*number).into(),
+        ValueKind::Array(values) => values.iter().map(to_json).collect(),
+        ValueKind::Table(table) => {
+            let sorted: BTreeMap<_, _> = table.iter().collect();
+            sorted.into_iter().map(|(key, value)| (key.clone(), to_json(value))).collect()
+        }
+    }
+}
+
+fn tables(section: &mut Section<'_>) -> BTreeMap<String, String> {
+    let mut tables = BTreeMap::new();
+    for (output, value) in section.named("tables", "map of tables by output") {
+        let refuse = |problem: String, cure: String| {
+            section.refuse_entry(&format!("tables.{output}"), value.origin(), problem, cure);
+        };
+        match String::read(&Scalar::of(&value.kind)) {
+            Ok(table)
+                if table.split('.').count() <= 2 && table.split('.').all(|part| is_name(part, 200, "_")) =>
+            {
+                tables.insert(output, table);
+            }
+            Ok(table) => refuse(
+                format!("`{table}` is not the name of a table"),
+                "write table or database.table, of letters, digits and _".to_owned(),
+            ),
+            Err(refusal) => refuse(refusal.problem, refusal.cure),
+        }
+    }
+    tables
+}
+
+fn batch(mut section: Section<'_>, resources: &ResourcesConfig) -> BatchConfig {
+    let config = BatchConfig {
+        rows: within(&mut section, "rows", "100000", 1, MOST_ROWS) as usize,
+        bytes: bytes_within(&mut section, "bytes", "32MiB", 1 << 10, MOST_BYTES),
+        linger: positive(&mut section, "linger", "1s"),
+        concurrent_inserts: within(&mut section, "concurrent_inserts", "2", 1, 64) as usize,
+    };
+    if config.bytes > resources.in_flight_bytes {
+        section.refuse(
+            "bytes",
+            format!(
+                "{} is more than the {} that may be in flight, so a batch would never fill",
+                show_bytes(config.bytes),
+                show_bytes(resources.in_flight_bytes)
+            ),
+            "lower it, or raise resources.in_flight_bytes".to_owned(),
+        );
+    }
+    section.finish();
+    config
+}
