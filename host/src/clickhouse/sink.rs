@@ -1,0 +1,251 @@
+//! Sink: sends one batch as one INSERT, once.
+//!
+//! State: a pool of connections, metrics, and for each bound table what its columns were. Invariants:
+//! a request is one block on the server, so that its deduplication token stands for all of it; the
+//! body is sent whole or the server drops it; an error is permanent only if the table is still what
+//! it was when the pipeline was bound to it.
+//!
+//! That last point matters because rows are walked before they come here: bytes that ClickHouse
+//! cannot read as its columns then mean that a column changed, not that a record is bad. The server
+//! gives both the same code, so the sink asks for the table's columns again before it believes it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use clickhouse::Client;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+
+use super::exception::{ServerError, Trouble};
+use super::schema::{BoundTable, SchemaError, TableSchema};
+use super::settings::ClickHouseSettings;
+use super::table_name::{Quoted, TableName};
+use crate::domain::retry::Retryability;
+use crate::domain::row::Output;
+use crate::pipeline::ports::{InsertError, InsertRequest, Sink};
+
+/// Bytes compressed and handed to the connection at a time: about a millisecond of a runtime thread.
+const SEND_BYTES: usize = 1 << 20;
+
+/// ClickHouse's own default of rows a block; a batch may have more.
+const DEFAULT_BLOCK_ROWS: usize = 1_048_449;
+
+/// Metrics of the sink.
+#[derive(Clone, Debug)]
+pub struct ClickHouseMetrics {
+    insert_seconds: HistogramVec,
+    insert_bytes: IntCounterVec,
+    inserted_rows: IntCounterVec,
+    errors: IntCounterVec,
+}
+
+impl ClickHouseMetrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// When one of the names is taken.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let seconds = HistogramOpts::new(
+            "sluice_clickhouse_insert_seconds",
+            "Time from sending an INSERT to ClickHouse's answer, good or bad.",
+        )
+        .buckets(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]);
+        let counter =
+            |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let metrics = Self {
+            insert_seconds: HistogramVec::new(seconds, &["table"])?,
+            insert_bytes: counter(
+                "sluice_clickhouse_insert_bytes_total",
+                "Bytes of rows that ClickHouse took, before compression.",
+                "table",
+            )?,
+            inserted_rows: counter(
+                "sluice_clickhouse_inserted_rows_total",
+                "Rows that ClickHouse took; a repeated INSERT that it recognised by its token counts again.",
+                "table",
+            )?,
+            errors: counter(
+                "sluice_clickhouse_errors_total",
+                "INSERTs that failed, by whether they are sent again.",
+                "retryable",
+            )?,
+        };
+        registry.register(Box::new(metrics.insert_seconds.clone()))?;
+        registry.register(Box::new(metrics.insert_bytes.clone()))?;
+        registry.register(Box::new(metrics.inserted_rows.clone()))?;
+        registry.register(Box::new(metrics.errors.clone()))?;
+        for retryable in ["true", "false"] {
+            metrics.errors.with_label_values(&[retryable]);
+        }
+        Ok(metrics)
+    }
+}
+
+/// Sends batches to ClickHouse. Clones share connections and metrics.
+#[derive(Clone)]
+pub struct ClickHouseSink {
+    client: Client,
+    timeout: Duration,
+    metrics: ClickHouseMetrics,
+    bound: Arc<RwLock<HashMap<Arc<str>, BoundTable>>>,
+}
+
+impl std::fmt::Debug for ClickHouseSink {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("ClickHouseSink").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+impl ClickHouseSink {
+    /// A sink with a pool of its own. Connects when it is first used.
+    pub fn new(settings: &ClickHouseSettings, metrics: ClickHouseMetrics) -> Self {
+        Self { client: settings.client(), timeout: settings.request_timeout, metrics, bound: Arc::default() }
+    }
+
+    /// Checks an output against its table, and remembers the table's columns to tell later whether
+    /// they changed.
+    ///
+    /// # Errors
+    /// When the table is not there or the output does not fit it, with what mends it; or when
+    /// ClickHouse cannot be asked.
+    pub async fn bind(&self, table: &str, output: &Output) -> Result<BoundTable, SchemaError> {
+        let bound = TableSchema::read(&self.client, table).await?.bind(output)?;
+        self.bound.write().unwrap_or_else(PoisonError::into_inner).insert(bound.table.clone(), bound.clone());
+        Ok(bound)
+    }
+
+    async fn send(&self, request: &InsertRequest) -> Result<(), ServerError> {
+        let statement = insert_statement(request)?;
+        // The parser cuts blocks at `max_insert_block_size` rows, and the squashing after it passes a
+        // block on at `min_insert_block_size_rows` rows or `..._bytes` bytes (0 is no limit).
+        let block_rows = request.rows.max(DEFAULT_BLOCK_ROWS).to_string();
+        let mut insert = self
+            .client
+            .insert_formatted_with(statement)
+            .with_timeouts(Some(self.timeout), Some(self.timeout))
+            // The answer must mean that the rows are stored, and the token is ours, not a hash of a
+            // block that the server puts together from several clients.
+            .with_setting("async_insert", "0")
+            .with_setting("insert_deduplicate", "1")
+            .with_setting("insert_deduplication_token", &request.token)
+            // A first attempt may have reached the table and failed in a view behind it: the second is
+            // then dropped by the table, but must still reach the view.
+            .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+            .with_setting("max_insert_block_size", &block_rows)
+            .with_setting("min_insert_block_size_rows", &block_rows)
+            .with_setting("min_insert_block_size_bytes", "0");
+        let mut rest = request.body.clone();
+        while !rest.is_empty() {
+            insert.send(rest.split_to(rest.len().min(SEND_BYTES))).await?;
+        }
+        insert.end().await?;
+        Ok(())
+    }
+
+    /// Whether the table is what it was when it was bound: `None` if so or if that is not known.
+    async fn changed(&self, request: &InsertRequest) -> Option<String> {
+        let bound = {
+            let all = self.bound.read().unwrap_or_else(PoisonError::into_inner);
+            all.get(&request.table).filter(|bound| bound.columns == request.columns)?.clone()
+        };
+        match TableSchema::read(&self.client, &request.table).await {
+            Ok(schema) => schema.check(&bound.definitions).err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}
+
+impl Sink for ClickHouseSink {
+    async fn insert(&self, request: InsertRequest) -> Result<(), InsertError> {
+        if request.rows == 0 {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let outcome = self.send(&request).await;
+        let table = [request.table.as_ref()];
+        let metrics = &self.metrics;
+        metrics.insert_seconds.with_label_values(&table).observe(started.elapsed().as_secs_f64());
+        let mut error: InsertError = match outcome {
+            Ok(()) => {
+                metrics.insert_bytes.with_label_values(&table).inc_by(request.body.len() as u64);
+                metrics.inserted_rows.with_label_values(&table).inc_by(request.rows as u64);
+                return Ok(());
+            }
+            Err(error) => error.into(),
+        };
+        if error.retryability == Retryability::Permanent
+            && let Some(change) = self.changed(&request).await
+        {
+            error = InsertError {
+                retryability: Retryability::Retry,
+                code: error.code,
+                message: format!("{change}\nClickHouse refused the rows: {}", error.message),
+            };
+        }
+        let retryable = error.retryability == Retryability::Retry;
+        metrics.errors.with_label_values(&[if retryable { "true" } else { "false" }]).inc();
+        tracing::warn!(
+            table = %request.table,
+            rows = request.rows,
+            bytes = request.body.len(),
+            token = request.token,
+            code = error.code,
+            retryable,
+            error = error.message,
+            "INSERT failed"
+        );
+        Err(error)
+    }
+}
+
+fn insert_statement(request: &InsertRequest) -> Result<String, ServerError> {
+    let table: TableName = request.table.parse().map_err(|error| ServerError {
+        trouble: Trouble::Schema,
+        code: None,
+        message: format!("{error}"),
+    })?;
+    let columns: Vec<String> = request.columns.iter().map(|name| Quoted(name).to_string()).collect();
+    Ok(format!("INSERT INTO {table} ({}) FORMAT RowBinary", columns.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_the_statement_are_quoted() {
+        let request = |table: &str| InsertRequest {
+            table: table.into(),
+            columns: vec!["a".to_owned(), "b`c".to_owned()].into(),
+            rows: 1,
+            body: "x".into(),
+            token: "t".into(),
+        };
+        assert_eq!(
+            insert_statement(&request("shop.t")),
+            Ok("INSERT INTO `shop`.`t` (`a`, `b\\`c`) FORMAT RowBinary".into())
+        );
+        assert!(insert_statement(&request("")).is_err());
+    }
+
+    #[test]
+    fn metrics_have_their_names() {
+        let registry = Registry::new();
+        let metrics = ClickHouseMetrics::register(&registry).unwrap();
+        metrics.insert_seconds.with_label_values(&["t"]).observe(0.1);
+        metrics.insert_bytes.with_label_values(&["t"]).inc();
+        metrics.inserted_rows.with_label_values(&["t"]).inc();
+        let families = registry.gather();
+        let names: Vec<&str> = families.iter().map(|family| family.name()).collect();
+        assert_eq!(
+            names,
+            [
+                "sluice_clickhouse_errors_total",
+                "sluice_clickhouse_insert_bytes_total",
+                "sluice_clickhouse_insert_seconds",
+                "sluice_clickhouse_inserted_rows_total",
+            ]
+        );
+        assert!(ClickHouseMetrics::register(&registry).is_err());
+    }
+}
