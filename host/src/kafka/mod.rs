@@ -1,3 +1,24 @@
 //! Kafka: consumer group and intake, dead-letter producer, offsets.
+//!
+//! Everything goes through librdkafka (crate `rdkafka`); `queue` is the only file with unsafe code.
+
+use rdkafka::config::RDKafkaLogLevel;
 
 pub mod client;
+pub mod dead_letters;
+pub mod intake;
+pub mod offsets;
+mod queue;
+
+/// Sends librdkafka's log to ours.
+fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => tracing::error!(facility, "{message}"),
+        RDKafkaLogLevel::Warning => tracing::warn!(facility, "{message}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, "{message}"),
+        RDKafkaLogLevel::Debug => tracing::debug!(facility, "{message}"),
+    }
+}

@@ -1,0 +1,140 @@
+//! Dead letters: rejected records as they came, with the `sluice.*` headers, delivery confirmed by
+//! every in-sync replica before the source offset may be committed.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+
+use crate::domain::retry::Retryability;
+use crate::domain::verdict::DeadLetter;
+use crate::pipeline::ports::{DeadLetterSink, KafkaError};
+
+use super::log;
+
+/// Wait while librdkafka's own queue is full.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(20);
+
+/// See the module documentation.
+pub struct DeadLetterProducer {
+    producer: FutureProducer<ProducerContext>,
+    topic: String,
+    pipeline: String,
+}
+
+#[derive(Clone, Debug)]
+struct ProducerContext;
+
+impl ClientContext for ProducerContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::warn!(%error, reason, "dead-letter producer error");
+    }
+}
+
+impl DeadLetterProducer {
+    /// A producer to `topic`, for `pipeline`.
+    ///
+    /// # Errors
+    /// When a setting is refused by librdkafka.
+    pub fn new(mut client: ClientConfig, topic: &str, pipeline: &str) -> Result<Self, ClientError> {
+        client.set("acks", "all").set("enable.idempotence", "true");
+        // Consumer properties that kafka.properties may hold would only draw warnings here.
+        for property in ["group.protocol", "group.instance.id", "session.timeout.ms", "heartbeat.interval.ms"]
+            .into_iter()
+            .chain(["partition.assignment.strategy", "max.poll.interval.ms"])
+        {
+            client.remove(property);
+        }
+        for (property, value) in [
+            ("linger.ms", "5"),
+            ("compression.type", "lz4"),
+            // The broker decides how large a message may be, not this client.
+            ("message.max.bytes", "104857600"),
+        ] {
+            if client.get(property).is_none() {
+                client.set(property, value);
+            }
+        }
+        let producer = client.create_with_context(ProducerContext)?;
+        Ok(Self { producer, topic: topic.to_owned(), pipeline: pipeline.to_owned() })
+    }
+
+    /// Waits until everything is out, at most `timeout`. Blocking.
+    pub fn flush(&self, timeout: Duration) {
+        if let Err(error) = self.producer.flush(timeout) {
+            tracing::warn!(%error, "dead letters are still under way; their records will be read again");
+        }
+    }
+
+    async fn send(&self, letter: &DeadLetter) -> Result<(), ClientError> {
+        let index = letter.index as usize;
+        let record = letter.chunk.record(index);
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in letter.chunk.headers(index) {
+            headers = headers.insert(Header { key, value });
+        }
+        let own = letter.headers(&self.pipeline);
+        for (key, value) in &own {
+            headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
+        }
+        let mut message = FutureRecord::to(&self.topic).headers(headers);
+        message.key = record.key;
+        message.payload = record.payload;
+        message.timestamp = (record.timestamp >= 0).then_some(record.timestamp);
+        let delivery = loop {
+            match self.producer.send_result(message) {
+                Ok(delivery) => break delivery,
+                Err((ClientError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    message = back;
+                    tokio::time::sleep(QUEUE_FULL_WAIT).await;
+                }
+                Err((error, _)) => return Err(error),
+            }
+        };
+        match delivery.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err((error, _))) => Err(error),
+            Err(_) => Err(ClientError::Canceled),
+        }
+    }
+}
+
+impl DeadLetterSink for DeadLetterProducer {
+    async fn publish(&self, letters: &[DeadLetter]) -> Result<(), KafkaError> {
+        let answers = join_all(letters.iter().map(|letter| self.send(letter))).await;
+        let failed = answers.iter().filter(|answer| answer.is_err()).count();
+        match answers.into_iter().find_map(Result::err) {
+            None => Ok(()),
+            Some(error) => Err(KafkaError {
+                retryability: Retryability::Retry,
+                message: format!(
+                    "{failed} of {} dead letters did not reach topic {}: {error}; {}",
+                    letters.len(),
+                    self.topic,
+                    cure(&error)
+                ),
+            }),
+        }
+    }
+}
+
+fn cure(error: &ClientError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+            "raise max.message.bytes of that topic above that of the source topic"
+        }
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+            "create that topic"
+        }
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => "allow this user to write to that topic",
+        _ => "check that the brokers can be reached",
+    }
+}

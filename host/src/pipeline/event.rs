@@ -1,0 +1,80 @@
+//! Events: everything that the flow of a pipeline hears, over one bounded channel, so that their
+//! order is the order in which they happened at the sender.
+
+use std::sync::Arc;
+
+use crate::domain::chunk::Chunk;
+use crate::domain::ledger::{Epoch, PartitionId};
+use crate::domain::verdict::ChunkVerdicts;
+
+use super::binding::BoundChain;
+use super::budget::Hold;
+
+/// A chunk on its way through the workers.
+#[derive(Debug)]
+pub struct Taken {
+    /// Assignment under which it was consumed.
+    pub epoch: Epoch,
+    /// Position among the chunks of its partition and epoch, from 0.
+    pub sequence: u64,
+    /// Records.
+    pub chunk: Arc<Chunk>,
+    /// Chain that judges it.
+    pub chain: Arc<BoundChain>,
+    /// Its share of the byte budget.
+    pub hold: Hold,
+}
+
+impl Taken {
+    /// Partition of the chunk.
+    pub fn partition(&self) -> PartitionId {
+        PartitionId { topic: self.chunk.topic.clone(), partition: self.chunk.partition }
+    }
+}
+
+/// A chunk with its verdicts.
+#[derive(Debug)]
+pub struct Judged {
+    /// As it was taken.
+    pub taken: Taken,
+    /// What the chain said.
+    pub verdicts: Arc<ChunkVerdicts>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub enum Event {
+    /// Partitions are ours from now on, each under a new epoch.
+    Assigned(Vec<(PartitionId, Epoch)>),
+    /// Partitions are to be given up: settle what is in flight, then answer. Where they are lost
+    /// already nothing can be committed for them any more.
+    Revoked {
+        /// Which.
+        partitions: Vec<PartitionId>,
+        /// Whether the group gave them away without asking.
+        lost: bool,
+        /// Dropped or sent to when they may go.
+        release: std::sync::mpsc::SyncSender<()>,
+    },
+    /// A chunk was taken in; its verdicts follow.
+    Consumed {
+        /// Partition.
+        partition: PartitionId,
+        /// Assignment.
+        epoch: Epoch,
+        /// Number of records.
+        records: u64,
+        /// Offset after the last one.
+        end: i64,
+    },
+    /// A worker is done with a chunk.
+    Judged(Judged),
+    /// End offsets of partitions, as far as they are known.
+    EndOffsets(Vec<(PartitionId, i64)>),
+    /// Why nothing comes in right now; empty when all is well.
+    IntakeTrouble(Vec<String>),
+    /// Intake has stopped for good: no more chunks come.
+    IntakeStopped,
+    /// Something that must not happen happened; the pipeline ends.
+    Broken(String),
+}
