@@ -1,1 +1,31 @@
-//! The wasm host: engine, limits, chain, registry.
+//! The wasm host: from module files to verdicts on chunks.
+//!
+//! [`ModuleRegistry`] loads, checks and compiles modules and puts them together to a [`WasmChain`];
+//! workers run its runners. A guest gets columns, settings, memory and time, and nothing else; what
+//! it answers is checked before it is used.
+//!
+//! | file | |
+//! | --- | --- |
+//! | `bindings.rs` | generated from the contract |
+//! | `engine.rs`, `limits.rs` | the engine, its clock, and what a guest may take |
+//! | `module.rs`, `registry.rs` | from files and settings to a chain |
+//! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
+//! | `bisect.rs`, `chain.rs` | from calls to verdicts |
+
+mod answer;
+mod bindings;
+mod bisect;
+mod chain;
+mod engine;
+mod instance;
+mod limits;
+mod metrics;
+mod module;
+mod registry;
+
+pub use chain::WasmChain;
+pub use engine::{EngineError, TICK, WasmEngine};
+pub use limits::Limits;
+pub use metrics::WasmMetrics;
+pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings, revision};
+pub use registry::{ChainSettings, LoadError, LoadProblem, ModuleRegistry};

@@ -1,0 +1,254 @@
+//! Answers: what a guest said, checked before a byte of it is believed.
+//!
+//! Two things are told apart. A *fault* concerns the answer as a whole (ends that do not add up, a
+//! rejection of a record that was not asked about): nothing in it can be used, and the chunk is
+//! bisected. A *bad row* concerns one record: the record is rejected, the rest of the answer stands.
+//!
+//! Pure: no wasmtime in here but the generated types, so every lie is tested without a guest.
+
+use crate::domain::row::Output;
+use crate::domain::verdict::{OutputRows, RejectionKind};
+
+use super::bindings::types;
+use super::limits::Limits;
+
+/// Longest code of a rejection in bytes; codes are what operators filter and count by.
+const CODE_BYTES: usize = 64;
+/// Longest field path in bytes.
+const FIELD_BYTES: usize = 256;
+/// Longest reason in bytes; it becomes a Kafka header.
+const REASON_BYTES: usize = 1024;
+/// The code by which a module says that a payload is not even readable.
+const MALFORMED: &str = "malformed";
+
+/// Why a record was refused, without the module's identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) kind: RejectionKind,
+    pub(super) code: String,
+    pub(super) field: Option<String>,
+    pub(super) reason: String,
+}
+
+impl Refusal {
+    /// A refusal that is the host's own judgement.
+    pub(super) fn new(kind: RejectionKind, code: &str, reason: impl Into<String>) -> Self {
+        Self { kind, code: code.to_owned(), field: None, reason: clean(reason.into(), REASON_BYTES) }
+    }
+
+    /// The answer as a whole is not one.
+    fn bad_answer(reason: impl Into<String>) -> Self {
+        Self::new(RejectionKind::BadRow, "bad_answer", reason)
+    }
+
+    fn from_guest(rejection: types::Rejection) -> Self {
+        let code = clean_code(&rejection.code);
+        Self {
+            kind: if code == MALFORMED { RejectionKind::Malformed } else { RejectionKind::Rejected },
+            code,
+            field: rejection.field.map(|field| clean(field, FIELD_BYTES)).filter(|field| !field.is_empty()),
+            reason: clean(rejection.reason, REASON_BYTES),
+        }
+    }
+}
+
+/// A checked answer. Records are named by their position among those selected.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Position and why, by increasing position.
+    pub(super) refusals: Vec<(usize, Refusal)>,
+    /// One an output; `rows_per_record` has one entry a selected record. Empty for a validator.
+    /// A refused record may still have rows in here if its refusal is a bad row.
+    pub(super) outputs: Vec<OutputRows>,
+    /// Whether a refused record has rows in `outputs`.
+    pub(super) has_refused_rows: bool,
+}
+
+/// Checks a validator's answer.
+pub(super) fn check_rejections(
+    selected: &[u32],
+    rejections: Vec<types::Rejection>,
+) -> Result<Answer, Refusal> {
+    Ok(Answer { refusals: positions(selected, rejections)?, ..Answer::default() })
+}
+
+/// Checks a mapper's answer and walks every row of it.
+pub(super) fn check_mapped(
+    declared: &[Output],
+    limits: &Limits,
+    selected: &[u32],
+    mapped: types::Mapped,
+) -> Result<Answer, Refusal> {
+    if mapped.outputs.len() != declared.len() {
+        return Err(Refusal::bad_answer(format!(
+            "rows for {} outputs, but init declared {}",
+            mapped.outputs.len(),
+            declared.len()
+        )));
+    }
+    let mut refusals = positions(selected, mapped.rejections)?;
+    let mut bad_rows = Vec::new();
+    let mut bytes_per_record = vec![0usize; selected.len()];
+    for (output, rows) in declared.iter().zip(&mapped.outputs) {
+        check_shape(output, selected, rows)?;
+        for (position, _) in &refusals {
+            if rows.rows_per_record[*position] != 0 {
+                return Err(Refusal::bad_answer(format!(
+                    "record {} is rejected and yet has rows in output `{}`",
+                    selected[*position], output.name
+                )));
+            }
+        }
+        walk(output, limits, rows, &mut bytes_per_record, &mut bad_rows);
+    }
+    let has_refused_rows = !bad_rows.is_empty();
+    if has_refused_rows {
+        refusals.append(&mut bad_rows);
+        // Stable, so that of several faults of one record the first output's stays.
+        refusals.sort_by_key(|(position, _)| *position);
+        refusals.dedup_by_key(|(position, _)| *position);
+    }
+    let outputs = mapped
+        .outputs
+        .into_iter()
+        .map(|rows| OutputRows {
+            bytes: rows.bytes,
+            row_ends: rows.row_ends,
+            rows_per_record: rows.rows_per_record,
+        })
+        .collect();
+    Ok(Answer { refusals, outputs, has_refused_rows })
+}
+
+/// Turns rejections by index into refusals by position; indexes must be selected and increasing.
+fn positions(selected: &[u32], rejections: Vec<types::Rejection>) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    let mut refusals = Vec::with_capacity(rejections.len().min(selected.len()));
+    let mut next = 0;
+    for rejection in rejections {
+        let index = rejection.index;
+        let Some(position) = selected[next..].iter().position(|candidate| *candidate == index) else {
+            return Err(Refusal::bad_answer(if selected[..next].contains(&index) {
+                format!("the rejection of record {index} is repeated or out of order")
+            } else {
+                format!("a rejection of record {index}, which the module was not asked about")
+            }));
+        };
+        refusals.push((next + position, Refusal::from_guest(rejection)));
+        next += position + 1;
+    }
+    Ok(refusals)
+}
+
+/// Whether the three lists of one output agree with each other.
+fn check_shape(output: &Output, selected: &[u32], rows: &types::Rows) -> Result<(), Refusal> {
+    let name = &output.name;
+    if rows.rows_per_record.len() != selected.len() {
+        return Err(Refusal::bad_answer(format!(
+            "output `{name}`: rows-per-record has {} entries for {} records",
+            rows.rows_per_record.len(),
+            selected.len()
+        )));
+    }
+    let counted: u64 = rows.rows_per_record.iter().map(|rows| u64::from(*rows)).sum();
+    if counted != rows.row_ends.len() as u64 {
+        return Err(Refusal::bad_answer(format!(
+            "output `{name}`: rows-per-record counts {counted} rows, row-ends has {}",
+            rows.row_ends.len()
+        )));
+    }
+    if let Some(at) = rows.row_ends.windows(2).position(|ends| ends[0] > ends[1]) {
+        return Err(Refusal::bad_answer(format!(
+            "output `{name}`: row {} ends at {}, before the row ahead of it ({})",
+            at + 1,
+            rows.row_ends[at + 1],
+            rows.row_ends[at]
+        )));
+    }
+    let end = rows.row_ends.last().map_or(0, |end| *end as usize);
+    if end != rows.bytes.len() {
+        return Err(Refusal::bad_answer(format!(
+            "output `{name}`: the last row ends at {end}, the bytes at {}",
+            rows.bytes.len()
+        )));
+    }
+    Ok(())
+}
+
+/// Walks the rows of one output whose shape was checked; appends the first fault of each record.
+fn walk(
+    output: &Output,
+    limits: &Limits,
+    rows: &types::Rows,
+    bytes_per_record: &mut [usize],
+    bad_rows: &mut Vec<(usize, Refusal)>,
+) {
+    let mut ends = rows.row_ends.iter();
+    let mut start = 0;
+    for (position, count) in rows.rows_per_record.iter().enumerate() {
+        let first = start;
+        let mut fault = None;
+        for end in ends.by_ref().take(*count as usize) {
+            let end = *end as usize;
+            if fault.is_none() {
+                fault = walk_one(output, &rows.bytes[start..end]);
+            }
+            start = end;
+        }
+        bytes_per_record[position] += start - first;
+        if *count > limits.rows_per_record {
+            fault = Some(Refusal::new(
+                RejectionKind::BadRow,
+                "too_many_rows",
+                format!("{count} rows in output `{}`; the limit is {}", output.name, limits.rows_per_record),
+            ));
+        } else if bytes_per_record[position] > limits.output_bytes_per_record {
+            fault = Some(Refusal::new(
+                RejectionKind::BadRow,
+                "output_too_large",
+                format!(
+                    "{} bytes of rows up to output `{}`; the limit for a record is {}",
+                    bytes_per_record[position], output.name, limits.output_bytes_per_record
+                ),
+            ));
+        }
+        bad_rows.extend(fault.map(|fault| (position, fault)));
+    }
+}
+
+fn walk_one(output: &Output, row: &[u8]) -> Option<Refusal> {
+    let problem = match output.walk_row(row) {
+        Ok(walked) if walked == row.len() => return None,
+        Ok(walked) => format!("the columns take {walked} bytes, the row has {}", row.len()),
+        Err(fault) => fault.to_string(),
+    };
+    Some(Refusal::new(RejectionKind::BadRow, "bad_row", format!("output `{}`: {problem}", output.name)))
+}
+
+/// A code that is safe in a header, a metric and a query: ASCII letters, digits, `_ - .`.
+fn clean_code(code: &str) -> String {
+    let safe = |character: char| character.is_ascii_alphanumeric() || "_-.".contains(character);
+    let mut code: String = code
+        .chars()
+        .map(|character| if safe(character) { character } else { '_' })
+        .take(CODE_BYTES)
+        .collect();
+    if code.is_empty() {
+        code.push_str("rejected");
+    }
+    code
+}
+
+/// Text for a header: no control characters, at most `limit` bytes.
+pub(super) fn clean(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        text.truncate(text.floor_char_boundary(limit - '…'.len_utf8()));
+        text.push('…');
+    }
+    if text.contains(char::is_control) {
+        text = text.replace(char::is_control, " ");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use super::*;
+use crate::domain::row::{ColumnDefinition, ColumnType};
+
+fn outputs() -> Vec<Output> {
+    let column = |name: &str, column_type: &str| ColumnDefinition {
+        name: name.to_owned(),
+        column_type: ColumnType::parse(column_type).unwrap(),
+    };
+    vec![
+        Output { name: "numbers".to_owned(), columns: [column("n", "UInt16")].into_iter().collect() },
+        Output { name: "texts".to_owned(), columns: [column("t", "String")].into_iter().collect() },
+    ]
+}
+
+fn rejection(index: u32, code: &str) -> types::Rejection {
+    types::Rejection { index, code: code.to_owned(), field: None, reason: "because".to_owned() }
+}
+
+fn rows(bytes: &[u8], row_ends: &[u32], rows_per_record: &[u32]) -> types::Rows {
+    types::Rows {
+        bytes: bytes.to_vec(),
+        row_ends: row_ends.to_vec(),
+        rows_per_record: rows_per_record.to_vec(),
+    }
+}
+
+fn check(numbers: types::Rows, texts: types::Rows) -> Result<Answer, Refusal> {
+    let mapped = types::Mapped { outputs: vec![numbers, texts], rejections: vec![] };
+    check_mapped(&outputs(), &Limits::default(), &[4, 7], mapped)
+}
+
+fn fault(numbers: types::Rows) -> String {
+    let refusal = check(numbers, rows(b"", &[], &[0, 0])).unwrap_err();
+    assert_eq!((refusal.kind, refusal.code.as_str()), (RejectionKind::BadRow, "bad_answer"));
+    refusal.reason
+}
+
+#[test]
+fn rejections_become_positions() {
+    let answer = check_rejections(&[2, 5, 9], vec![rejection(5, "malformed"), rejection(9, "late")]).unwrap();
+    let seen: Vec<_> = answer
+        .refusals
+        .iter()
+        .map(|(position, refusal)| (*position, refusal.kind, refusal.code.as_str()))
+        .collect();
+    assert_eq!(seen, [(1, RejectionKind::Malformed, "malformed"), (2, RejectionKind::Rejected, "late")]);
+}
+
+#[test]
+fn rejections_of_other_records_are_no_answer() {
+    let reason = |rejections| check_rejections(&[2, 5, 9], rejections).unwrap_err().reason;
+    assert!(reason(vec![rejection(3, "x")]).contains("record 3, which the module was not asked about"));
+    assert!(reason(vec![rejection(u32::MAX, "x")]).contains("was not asked about"));
+    assert!(reason(vec![rejection(5, "x"), rejection(5, "x")]).contains("record 5 is repeated"));
+    assert!(reason(vec![rejection(9, "x"), rejection(2, "x")]).contains("record 2 is repeated or out of"));
+}
+
+#[test]
+fn codes_fields_and_reasons_are_made_safe() {
+    let given = types::Rejection {
+        index: 0,
+        code: format!("Über Limit\n{}", "x".repeat(100)),
+        field: Some("a\0b".to_owned()),
+        reason: "ä".repeat(2000),
+    };
+    let refusal = Refusal::from_guest(given);
+    assert!(refusal.code.starts_with("_ber_Limit_xxx"), "{}", refusal.code);
+    assert_eq!(refusal.code.len(), CODE_BYTES);
+    assert_eq!(refusal.field.as_deref(), Some("a b"));
+    assert!(refusal.reason.len() <= REASON_BYTES && refusal.reason.ends_with("ä…"));
+    assert_eq!(Refusal::from_guest(rejection(0, "")).code, "rejected");
+}
+
+#[test]
+fn good_rows_pass_as_they_are() {
+    let answer = check(rows(&[1, 0, 2, 0], &[2, 4], &[0, 2]), rows(b"\x01a", &[2], &[1, 0])).unwrap();
+    assert_eq!(answer.refusals, []);
+    assert!(!answer.has_refused_rows);
+    assert_eq!(answer.outputs[0].rows_per_record, [0, 2]);
+    assert_eq!(answer.outputs[1].bytes, b"\x01a");
+}
+
+#[test]
+fn lists_that_disagree_are_no_answer() {
+    assert!(fault(rows(&[1, 0], &[2], &[1])).contains("1 entries for 2 records"));
+    assert!(fault(rows(&[1, 0], &[2], &[1, 1])).contains("counts 2 rows, row-ends has 1"));
+    assert!(fault(rows(&[1, 0], &[2], &[u32::MAX, 1])).contains("counts 4294967296 rows"));
+    assert!(fault(rows(&[1, 0, 2, 0], &[4, 2], &[1, 1])).contains("row 1 ends at 2, before"));
+    assert!(fault(rows(&[1, 0, 2, 0], &[2, 3], &[1, 1])).contains("ends at 3, the bytes at 4"));
+    assert!(fault(rows(&[1, 0], &[2, 4], &[1, 1])).contains("ends at 4, the bytes at 2"));
+    assert!(fault(rows(&[1, 0], &[], &[0, 0])).contains("ends at 0, the bytes at 2"));
+    let mapped = types::Mapped { outputs: vec![], rejections: vec![] };
+    let refusal = check_mapped(&outputs(), &Limits::default(), &[4], mapped).unwrap_err();
+    assert_eq!(refusal.reason, "rows for 0 outputs, but init declared 2");
+}
+
+#[test]
+fn a_bad_row_concerns_its_record_alone() {
+    let answer =
+        check(rows(&[1, 0, 9, 2, 0], &[3, 5], &[1, 1]), rows(b"\x01a\x01b", &[2, 4], &[1, 1])).unwrap();
+    assert!(answer.has_refused_rows);
+    let [(0, refusal)] = &answer.refusals[..] else { panic!("{:?}", answer.refusals) };
+    assert_eq!((refusal.kind, refusal.code.as_str()), (RejectionKind::BadRow, "bad_row"));
+    assert_eq!(refusal.reason, "output `numbers`: the columns take 2 bytes, the row has 3");
+
+    // Overlapping neighbours: the second text claims a byte of the first.
+    let answer = check(rows(&[], &[], &[0, 0]), rows(b"\x02a\x01b", &[2, 4], &[1, 1])).unwrap();
+    assert_eq!(answer.refusals.len(), 1);
+    assert_eq!(answer.refusals[0].0, 0);
+}
+
+#[test]
+fn a_record_has_one_refusal_however_many_outputs_are_bad() {
+    let answer = check(rows(&[1], &[1], &[0, 1]), rows(b"\x09a", &[2], &[0, 1])).unwrap();
+    assert_eq!(answer.refusals.len(), 1);
+    assert!(answer.refusals[0].1.reason.contains("`numbers`"));
+}
+
+#[test]
+fn a_rejected_record_with_rows_is_no_answer() {
+    let mapped = types::Mapped {
+        outputs: vec![rows(&[1, 0], &[2], &[0, 1]), rows(b"", &[], &[0, 0])],
+        rejections: vec![rejection(7, "x")],
+    };
+    let refusal = check_mapped(&outputs(), &Limits::default(), &[4, 7], mapped).unwrap_err();
+    assert_eq!(refusal.reason, "record 7 is rejected and yet has rows in output `numbers`");
+}
+
+#[test]
+fn output_limits_obeyed_and_violated() {
+    let limits = Limits { rows_per_record: 2, output_bytes_per_record: 6, ..Limits::default() };
+    let check = |numbers: types::Rows, texts: types::Rows| {
+        let mapped = types::Mapped { outputs: vec![numbers, texts], rejections: vec![] };
+        let answer = check_mapped(&outputs(), &limits, &[0], mapped).unwrap();
+        answer.refusals.into_iter().next().map(|(_, refusal)| refusal.code)
+    };
+    let two = || rows(&[1, 0, 2, 0], &[2, 4], &[2]);
+    assert_eq!(check(two(), rows(b"\x01a", &[2], &[1])), None);
+    assert_eq!(check(two(), rows(b"\x02ab", &[3], &[1])).as_deref(), Some("output_too_large"));
+    let three = rows(&[1, 0, 2, 0, 3, 0], &[2, 4, 6], &[3]);
+    assert_eq!(check(three, rows(b"", &[], &[0])).as_deref(), Some("too_many_rows"));
+}

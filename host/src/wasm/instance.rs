@@ -1,0 +1,203 @@
+//! Instances: one guest in one store, from start to its only call.
+//!
+//! An instance is made, initialised, called once and dropped. `chain.rs` says why. Whatever ends a
+//! call early is turned into a [`Refusal`] here: which of trap, timeout, memory or bad answer it was.
+
+use std::time::Duration;
+
+use wasmtime::{Store, Trap};
+
+use crate::domain::chunk::Chunk;
+use crate::domain::verdict::RejectionKind;
+
+use super::answer::{Answer, Refusal, check_mapped, check_rejections};
+use super::bindings::{mapper, types, validator};
+use super::engine::{WasmEngine, ticks};
+use super::limits::{InstanceLimiter, Limits, Refused};
+use super::module::{Module, Program};
+
+/// Why an instance did not come up.
+#[derive(Debug)]
+pub(super) enum StartFault {
+    /// The pool or the machine had nothing left. Not the module's fault: try again.
+    Host(String),
+    /// The module answered its settings with an error.
+    Refused(String),
+    /// It trapped, took too long or wanted too much memory.
+    Failed(Refusal),
+}
+
+/// A guest that is ready for its call.
+pub(super) enum Instance {
+    Validator(Store<InstanceLimiter>, validator::Validator),
+    Mapper(Store<InstanceLimiter>, mapper::Mapper),
+}
+
+impl Instance {
+    /// Makes a new instance and calls its `init`, all within `timeout`. For a mapper answers the
+    /// outputs that it declares too.
+    pub(super) fn start(
+        engine: &WasmEngine,
+        program: &Program,
+        settings: &str,
+        limits: &Limits,
+        timeout: Duration,
+    ) -> Result<(Self, Vec<types::Output>), StartFault> {
+        let mut store = engine.store(limits, timeout);
+        match program {
+            Program::Validator(pre) => {
+                let guest = pre
+                    .instantiate(&mut store)
+                    .map_err(|error| start_fault(&store, &error, limits, timeout))?;
+                guest
+                    .sluice_module_validate()
+                    .call_init(&mut store, settings)
+                    .map_err(|error| StartFault::Failed(call_fault(&store, &error, limits, timeout)))?
+                    .map_err(StartFault::Refused)?;
+                Ok((Self::Validator(store, guest), Vec::new()))
+            }
+            Program::Mapper(pre) => {
+                let guest = pre
+                    .instantiate(&mut store)
+                    .map_err(|error| start_fault(&store, &error, limits, timeout))?;
+                let outputs = guest
+                    .sluice_module_map()
+                    .call_init(&mut store, settings)
+                    .map_err(|error| StartFault::Failed(call_fault(&store, &error, limits, timeout)))?
+                    .map_err(StartFault::Refused)?;
+                Ok((Self::Mapper(store, guest), outputs))
+            }
+        }
+    }
+
+    /// Hands the records of `chunk` at `selected` to the guest and checks what it says.
+    pub(super) fn call(
+        self,
+        module: &Module,
+        chunk: &Chunk,
+        selected: &[u32],
+        timeout: Duration,
+    ) -> Result<Answer, Refusal> {
+        let limits = module.limits();
+        let records = records(chunk);
+        match self {
+            Self::Validator(mut store, guest) => {
+                begin(&mut store, timeout);
+                let rejections = guest
+                    .sluice_module_validate()
+                    .call_validate(&mut store, records, selected)
+                    .map_err(|error| call_fault(&store, &error, limits, timeout))?;
+                check_rejections(selected, rejections)
+            }
+            Self::Mapper(mut store, guest) => {
+                begin(&mut store, timeout);
+                let mapped = guest
+                    .sluice_module_map()
+                    .call_map(&mut store, records, selected)
+                    .map_err(|error| call_fault(&store, &error, limits, timeout))?;
+                check_mapped(module.outputs(), limits, selected, mapped)
+            }
+        }
+    }
+}
+
+fn begin(store: &mut Store<InstanceLimiter>, timeout: Duration) {
+    store.data_mut().begin_call();
+    store.set_epoch_deadline(ticks(timeout));
+}
+
+/// The chunk's columns, as the contract names them.
+fn records(chunk: &Chunk) -> types::Records<'_> {
+    types::Records {
+        topic: &chunk.topic,
+        partition: chunk.partition.cast_unsigned(),
+        base_offset: chunk.base_offset.cast_unsigned(),
+        offset_deltas: &chunk.offset_deltas,
+        timestamps: &chunk.timestamps,
+        payloads: &chunk.payloads.bytes,
+        payload_ends: &chunk.payloads.ends,
+        payload_nulls: &chunk.payloads.nulls,
+        keys: &chunk.keys.bytes,
+        key_ends: &chunk.keys.ends,
+        key_nulls: &chunk.keys.nulls,
+        header_ends: &chunk.header_ends,
+        header_names: &chunk.header_names.bytes,
+        header_name_ends: &chunk.header_names.ends,
+        header_values: &chunk.header_values.bytes,
+        header_value_ends: &chunk.header_values.ends,
+        header_value_nulls: &chunk.header_values.nulls,
+    }
+}
+
+fn start_fault(
+    store: &Store<InstanceLimiter>,
+    error: &wasmtime::Error,
+    limits: &Limits,
+    timeout: Duration,
+) -> StartFault {
+    if error.downcast_ref::<Trap>().is_some() || store.data().refused().is_some() {
+        StartFault::Failed(call_fault(store, error, limits, timeout))
+    } else {
+        StartFault::Host(format!("{error:#}"))
+    }
+}
+
+/// Which kind of failure ended a call.
+fn call_fault(
+    store: &Store<InstanceLimiter>,
+    error: &wasmtime::Error,
+    limits: &Limits,
+    timeout: Duration,
+) -> Refusal {
+    let trap = error.downcast_ref::<Trap>().copied();
+    if trap == Some(Trap::Interrupt) {
+        return Refusal::new(
+            RejectionKind::Timeout,
+            "timeout",
+            format!("no answer within {} ms", timeout.as_millis()),
+        );
+    }
+    // A guest that is refused memory usually aborts, and an abort is a trap like any other.
+    match store.data().refused() {
+        Some(Refused::Memory(bytes)) => {
+            return Refusal::new(
+                RejectionKind::Memory,
+                "out_of_memory",
+                format!("asked for {bytes} bytes of memory; the limit is {}", limits.memory_bytes),
+            );
+        }
+        Some(Refused::Table(elements)) => {
+            return Refusal::new(
+                RejectionKind::Memory,
+                "out_of_memory",
+                format!("asked for {elements} table elements; the limit is {}", limits.table_elements),
+            );
+        }
+        None => {}
+    }
+    match trap {
+        Some(
+            Trap::InvalidChar
+            | Trap::StringOutOfBounds
+            | Trap::ListOutOfBounds
+            | Trap::InvalidDiscriminant
+            | Trap::UnalignedPointer,
+        )
+        | None => not_an_answer(error, limits),
+        Some(trap) => Refusal::new(RejectionKind::Trap, "trap", trap.to_string()),
+    }
+}
+
+/// The guest returned, but what it returned could not be read.
+fn not_an_answer(error: &wasmtime::Error, limits: &Limits) -> Refusal {
+    // wasmtime has no type for this error; the test `gigantic_output` holds the words.
+    let reason = error.root_cause().to_string();
+    if reason.contains("fuel allocated for hostcalls") {
+        return Refusal::new(
+            RejectionKind::BadRow,
+            "output_too_large",
+            format!("the answer is larger than {} bytes", limits.answer_bytes()),
+        );
+    }
+    Refusal::new(RejectionKind::BadRow, "bad_answer", format!("the answer cannot be read: {reason}"))
+}

@@ -1,0 +1,82 @@
+//! Metrics of the chain: how long modules take, how often they are called, how they fail.
+//!
+//! Labels are bounded: pipelines and modules come from the configuration and the folders, kinds
+//! from [`RejectionKind`].
+
+use prometheus::core::{AtomicF64, AtomicU64, GenericCounter};
+use prometheus::{CounterVec, IntCounterVec, Opts, Registry};
+
+use crate::domain::verdict::RejectionKind;
+
+/// Kinds of failure of a call; the other kinds are verdicts, not failures.
+const FAULTS: [RejectionKind; 4] =
+    [RejectionKind::Trap, RejectionKind::Timeout, RejectionKind::Memory, RejectionKind::BadRow];
+
+/// The chain's metrics in one registry.
+#[derive(Clone, Debug)]
+pub struct WasmMetrics {
+    seconds: CounterVec,
+    calls: IntCounterVec,
+    faults: IntCounterVec,
+}
+
+impl WasmMetrics {
+    /// Makes and registers them.
+    ///
+    /// # Errors
+    /// When the registry has metrics of the same name already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let labels = ["pipeline", "module"];
+        let metrics = Self {
+            seconds: CounterVec::new(
+                Opts::new(
+                    "sluice_module_seconds_total",
+                    "Time spent in a module, making its instances included",
+                ),
+                &labels,
+            )?,
+            calls: IntCounterVec::new(
+                Opts::new("sluice_module_calls_total", "Calls of a module; normally one a chunk"),
+                &labels,
+            )?,
+            faults: IntCounterVec::new(
+                Opts::new(
+                    "sluice_module_faults_total",
+                    "Calls of a module that ended in a trap, a timeout, too much memory or a bad answer",
+                ),
+                &["pipeline", "module", "kind"],
+            )?,
+        };
+        registry.register(Box::new(metrics.seconds.clone()))?;
+        registry.register(Box::new(metrics.calls.clone()))?;
+        registry.register(Box::new(metrics.faults.clone()))?;
+        Ok(metrics)
+    }
+
+    /// The counters of one module, looked up once.
+    pub(super) fn module(&self, pipeline: &str, module: &str) -> ModuleMetrics {
+        ModuleMetrics {
+            seconds: self.seconds.with_label_values(&[pipeline, module]),
+            calls: self.calls.with_label_values(&[pipeline, module]),
+            faults: FAULTS
+                .map(|kind| (kind, self.faults.with_label_values(&[pipeline, module, kind.as_str()]))),
+        }
+    }
+}
+
+/// The counters of one module.
+#[derive(Clone, Debug)]
+pub(super) struct ModuleMetrics {
+    pub(super) seconds: GenericCounter<AtomicF64>,
+    pub(super) calls: GenericCounter<AtomicU64>,
+    faults: [(RejectionKind, GenericCounter<AtomicU64>); FAULTS.len()],
+}
+
+impl ModuleMetrics {
+    /// Counts a call that failed.
+    pub(super) fn fault(&self, kind: RejectionKind) {
+        if let Some((_, counter)) = self.faults.iter().find(|(fault, _)| *fault == kind) {
+            counter.inc();
+        }
+    }
+}
