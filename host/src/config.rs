@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use error::{ConfigErrors, ConfigFault};
 
+pub use crate::clickhouse::settings::ClickHouseSettings;
 pub use crate::domain::secret::Secret;
 pub use crate::kafka::client::KafkaSettings;
 
@@ -63,6 +64,19 @@ pub struct ClickHouseConfig {
     pub migrations: PathBuf,
     /// Whether `sluice run` applies them before it starts.
     pub migrate_at_start: bool,
+}
+
+impl From<&ClickHouseConfig> for ClickHouseSettings {
+    fn from(config: &ClickHouseConfig) -> Self {
+        Self {
+            url: config.url.clone(),
+            database: config.database.clone(),
+            user: config.user.clone(),
+            password: config.password.clone(),
+            request_timeout: config.request_timeout,
+            ..Self::default()
+        }
+    }
 }
 
 /// Health, metrics and status over HTTP.

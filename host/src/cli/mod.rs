@@ -1,5 +1,7 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
+mod migrate;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -13,9 +15,20 @@ struct Arguments {
 }
 
 #[derive(Subcommand, Debug)]
-enum Command {}
+enum Command {
+    Migrate(migrate::Arguments),
+}
 
 /// Parses the command line, runs the command and reports its error on standard error.
 pub fn main() -> ExitCode {
-    match Arguments::parse().command {}
+    let result = match Arguments::parse().command {
+        Command::Migrate(arguments) => migrate::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! ClickHouse over HTTP: inserts, table schema, migrations.
 //!
 //! Entry points: [`sink::ClickHouseSink`] sends batches, [`schema::TableSchema`] says whether a
-//! mapper's output fits its table. Both reach the
-//! server by [`settings::ClickHouseSettings`] and judge its answers by [`exception`].
+//! mapper's output fits its table, [`migrations::Migrator`] brings the tables about. All of them reach
+//! the server by [`settings::ClickHouseSettings`] and judge its answers by [`exception`].
 
 pub mod exception;
+pub mod migrations;
 pub mod schema;
 pub mod settings;
 pub mod sink;

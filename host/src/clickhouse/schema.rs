@@ -14,6 +14,7 @@ use super::exception::ServerError;
 use super::table_name::{NoTableName, TableName};
 use crate::domain::provenance::{Provenance, ProvenanceColumn};
 use crate::domain::row::{ColumnDefinition, ColumnType, Output};
+use crate::pipeline::binding::TableBinding;
 
 pub use fault::{SchemaError, SchemaFault};
 
@@ -87,6 +88,17 @@ pub struct BoundTable {
     pub provenance: Provenance,
     /// Columns that nobody fills and that have no DEFAULT: every row has 0, '' or NULL in them.
     pub unfilled: Vec<String>,
+}
+
+impl BoundTable {
+    /// What the pipeline needs of it.
+    pub fn binding(&self) -> TableBinding {
+        TableBinding {
+            table: self.table.clone(),
+            columns: self.columns.clone(),
+            provenance: self.provenance.clone(),
+        }
+    }
 }
 
 #[derive(Row, Deserialize)]

@@ -1,10 +1,11 @@
 //! Settings: how to reach ClickHouse.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use clickhouse::{Client, Compression};
+
+use crate::domain::secret::Secret;
 
 /// Compression of what is sent and received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,8 +17,8 @@ pub enum TransferCompression {
     Lz4,
 }
 
-/// Where ClickHouse is and how to speak to it. `Debug` hides the password.
-#[derive(Clone, PartialEq, Eq)]
+/// Where ClickHouse is and how to speak to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClickHouseSettings {
     /// `http://host:port` or `https://host:port`.
     pub url: String,
@@ -26,7 +27,7 @@ pub struct ClickHouseSettings {
     /// User.
     pub user: String,
     /// Password; empty for none.
-    pub password: String,
+    pub password: Secret,
     /// Longest wait while sending a part of a request, and then for its answer.
     pub request_timeout: Duration,
     /// Compression of inserts and answers.
@@ -41,26 +42,11 @@ impl Default for ClickHouseSettings {
             url: "http://localhost:8123".into(),
             database: "default".into(),
             user: "default".into(),
-            password: String::new(),
+            password: Secret::default(),
             request_timeout: Duration::from_secs(30),
             compression: TransferCompression::default(),
             server_settings: BTreeMap::new(),
         }
-    }
-}
-
-impl fmt::Debug for ClickHouseSettings {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ClickHouseSettings")
-            .field("url", &self.url)
-            .field("database", &self.database)
-            .field("user", &self.user)
-            .field("password", &if self.password.is_empty() { "" } else { "<redacted>" })
-            .field("request_timeout", &self.request_timeout)
-            .field("compression", &self.compression)
-            .field("server_settings", &self.server_settings)
-            .finish()
     }
 }
 
@@ -80,7 +66,7 @@ impl ClickHouseSettings {
             client = client.with_user(&self.user);
         }
         if !self.password.is_empty() {
-            client = client.with_password(&self.password);
+            client = client.with_password(self.password.reveal());
         }
         self.server_settings.iter().fold(client, |client, (name, value)| client.with_setting(name, value))
     }
@@ -92,8 +78,8 @@ mod tests {
 
     #[test]
     fn the_password_is_never_shown() {
-        let settings = ClickHouseSettings { password: "hunter2".into(), ..Default::default() };
+        let settings = ClickHouseSettings { password: Secret::new("hunter2"), ..Default::default() };
         let shown = format!("{settings:?} {:?}", settings.client());
-        assert!(shown.contains("<redacted>") && !shown.contains("hunter2"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 }

@@ -46,6 +46,7 @@ fn an_output_that_fits_is_bound_with_provenance_behind_it() {
     assert_eq!(bound.unfilled, ["note"]);
     assert_eq!(bound.table.as_ref(), "shop.purchases");
     assert_eq!(bound.provenance.columns().count(), 2);
+    assert_eq!(bound.binding().columns, bound.columns);
     assert_eq!(table.check(&bound.definitions), Ok(()));
 }
 
