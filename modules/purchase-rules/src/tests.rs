@@ -1,0 +1,1 @@
+//! Every rule, obeyed and violated.
