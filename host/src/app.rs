@@ -1,1 +1,425 @@
 //! Composition root: the only file that names concrete adapters.
+//!
+//! [`App::start`] goes from the cheap and local to the far: metrics, the admin port, modules,
+//! ClickHouse (waited for, migrated, tables bound), topics, then the pipelines. What cannot work is
+//! refused here, before any record is read; what may come back by itself is waited for, with the
+//! reason at `/ready`. [`App::wait`] ends when everything has drained.
+
+use std::sync::Arc;
+use std::thread::JoinHandle as ThreadHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use prometheus::Registry;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, AdminSources};
+use crate::clickhouse::{
+    ClickHouseMetrics, ClickHouseSettings, ClickHouseSink, Migrations, SchemaError,
+};
+use crate::config::{Config, PipelineConfig};
+use crate::domain::batch::BatchLimits;
+use crate::domain::retry::{Retryability, RetryPolicy};
+use crate::kafka::client::client_config;
+use crate::kafka::dead_letters::DeadLetterProducer;
+use crate::kafka::intake::{Intake, IntakeCollaborators, IntakeSettings};
+use crate::kafka::metadata::{self, TopicNeed};
+use crate::pipeline::binding::{BoundChain, ChainSlot, TableBinding};
+use crate::pipeline::budget::Budget;
+use crate::pipeline::flow::{Collaborators, Flow, FlowSettings};
+use crate::pipeline::metrics::PipelineMetrics;
+use crate::pipeline::ports::Chain;
+use crate::pipeline::status::PipelineStatus;
+use crate::pipeline::trouble::Trouble;
+use crate::pipeline::workers::Workers;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+use crate::wasm::{ChainSettings, Limits, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
+
+/// Events under way between the threads of a pipeline and its flow.
+const EVENTS: usize = 1024;
+/// Longest wait for Kafka's answer about topics.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for dead letters that nobody waits for any more, when a pipeline closes.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A running Sluice.
+pub struct App {
+    shutdown: Shutdown,
+    admin: std::net::SocketAddr,
+    statuses: Vec<watch::Receiver<PipelineStatus>>,
+    registry: Registry,
+    pipelines: JoinSet<Result<()>>,
+    threads: Vec<ThreadHandle<()>>,
+    servers: CancellationToken,
+    servers_task: tokio::task::JoinHandle<()>,
+}
+
+/// Sends the reasons that no pipeline has for not being ready.
+type Readiness = watch::Sender<Vec<String>>;
+
+impl App {
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// What cannot work: each message names the key, the file or the table, and the cure. Also
+    /// when `shutdown` begins while something is waited for.
+    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Self> {
+        let registry = telemetry::registry();
+        let metrics = PipelineMetrics::register(&registry)?;
+        let sink_metrics = ClickHouseMetrics::register(&registry)?;
+        let wasm_metrics = WasmMetrics::register(&registry)?;
+
+        let (status_senders, statuses): (Vec<_>, Vec<_>) = config
+            .pipelines
+            .iter()
+            .map(|pipeline| {
+                watch::channel(PipelineStatus {
+                    name: pipeline.name.clone(),
+                    delivery: pipeline.delivery.as_str(),
+                    ..PipelineStatus::default()
+                })
+            })
+            .unzip();
+        let (readiness, not_ready) = watch::channel(vec!["starting".to_owned()]);
+        let sources = AdminSources { pipelines: statuses.clone(), not_ready, registry: registry.clone() };
+        let admin = Admin::bind(config.admin.listen, sources).await?;
+        let admin_address = admin.local_address();
+        tracing::info!(address = %admin_address, "admin http");
+        let servers = CancellationToken::new();
+        let servers_task = tokio::spawn({
+            let (servers, shutdown) = (servers.clone(), shutdown.clone());
+            async move {
+                if let Err(error) = admin.run(servers).await {
+                    tracing::error!(%error, "draining");
+                    shutdown.begin();
+                }
+            }
+        });
+
+        let chains = load_chains(&config, wasm_metrics).await?;
+        let settings = clickhouse_settings(&config);
+        let sink = Arc::new(ClickHouseSink::new(&settings, sink_metrics));
+        let bound = async {
+            if config.clickhouse.migrate_at_start {
+                migrate(&config, &settings, &readiness).await?;
+            }
+            let mut bound = Vec::new();
+            for (pipeline, chain) in config.pipelines.iter().zip(chains) {
+                bound.push(bind(pipeline, chain, &sink, &readiness).await?);
+            }
+            check_topics(&config, &readiness).await?;
+            Ok::<_, anyhow::Error>(bound)
+        };
+        // Nothing has been read yet, so a start that is given up leaves nothing behind.
+        let bound = tokio::select! {
+            bound = bound => bound?,
+            () = cancelled(shutdown.token()) => bail!("stopped before the start was complete"),
+        };
+
+        let (workers, threads) = Workers::start(config.resources.worker_threads())
+            .context("cannot start the wasm worker threads; lower resources.workers")?;
+        let mut pipelines = JoinSet::new();
+        let share = config.resources.in_flight_bytes as usize / config.pipelines.len();
+        for ((pipeline, chain), status) in config.pipelines.iter().zip(bound).zip(status_senders) {
+            let running = start_pipeline(
+                &config,
+                pipeline,
+                Parts {
+                    chain,
+                    sink: sink.clone(),
+                    workers: workers.clone(),
+                    metrics: metrics.clone(),
+                    budget: Budget::new(share),
+                    status,
+                },
+                shutdown.clone(),
+            )?;
+            pipelines.spawn(running);
+        }
+        readiness.send_replace(Vec::new());
+        Ok(Self {
+            shutdown,
+            admin: admin_address,
+            statuses,
+            registry,
+            pipelines,
+            threads,
+            servers,
+            servers_task,
+        })
+    }
+
+    /// Where the admin server listens.
+    pub fn admin_address(&self) -> std::net::SocketAddr {
+        self.admin
+    }
+
+    /// What each pipeline says of itself, in the order of the configuration.
+    pub fn statuses(&self) -> &[watch::Receiver<PipelineStatus>] {
+        &self.statuses
+    }
+
+    /// Every metric.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Waits until every pipeline has drained after [`Shutdown::begin`], or one cannot go on.
+    ///
+    /// # Errors
+    /// When a pipeline ended with records unfinished; they are read again at the next start.
+    pub async fn wait(mut self) -> Result<()> {
+        let mut failures = Vec::new();
+        while let Some(ended) = self.pipelines.join_next().await {
+            let ended = ended.unwrap_or_else(|error| Err(anyhow!("a pipeline task failed: {error}")));
+            if let Err(error) = ended {
+                tracing::error!(error = format!("{error:#}"), "pipeline ended");
+                failures.push(format!("{error:#}"));
+            }
+            // One that ended by itself takes the others along: half a process would look healthy.
+            self.shutdown.begin();
+        }
+        // The workers' queue closed with the last pipeline.
+        for thread in self.threads {
+            if thread.join().is_err() {
+                failures.push("a wasm worker thread panicked".into());
+            }
+        }
+        self.servers.cancel();
+        // It logs its own failure.
+        let _ = self.servers_task.await;
+        if failures.is_empty() { Ok(()) } else { bail!(failures.join("\n")) }
+    }
+}
+
+async fn cancelled(token: CancellationToken) {
+    token.cancelled().await;
+}
+
+/// Settings of the ClickHouse adapter.
+pub fn clickhouse_settings(config: &Config) -> ClickHouseSettings {
+    ClickHouseSettings {
+        url: config.clickhouse.url.clone(),
+        database: config.clickhouse.database.clone(),
+        user: config.clickhouse.user.clone(),
+        password: config.clickhouse.password.expose().to_owned(),
+        request_timeout: config.clickhouse.request_timeout,
+        ..ClickHouseSettings::default()
+    }
+}
+
+/// Settings of a pipeline's chain.
+pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettings {
+    ChainSettings {
+        pipeline: pipeline.name.clone(),
+        validators: pipeline.validators.clone(),
+        mapper: pipeline.mapper.clone(),
+        settings: pipeline.settings.clone(),
+        limits: Limits {
+            memory_bytes: config.modules.memory as usize,
+            call_timeout: config.modules.call_timeout,
+            ..Limits::default()
+        },
+    }
+}
+
+async fn load_chains(config: &Config, metrics: WasmMetrics) -> Result<Vec<WasmChain>> {
+    let workers = config.resources.worker_threads();
+    let settings: Vec<_> =
+        config.pipelines.iter().map(|pipeline| chain_settings(config, pipeline)).collect();
+    // Compiling takes a tenth of a second a module.
+    tokio::task::spawn_blocking(move || {
+        let registry = ModuleRegistry::new(WasmEngine::new(workers)?, metrics);
+        settings.iter().map(|settings| Ok(registry.load_chain(settings)?)).collect()
+    })
+    .await?
+}
+
+async fn migrate(config: &Config, settings: &ClickHouseSettings, readiness: &Readiness) -> Result<()> {
+    let migrations = Migrations::read(&config.clickhouse.migrations)?;
+    let client = settings.client();
+    retry("clickhouse", readiness, async || match migrations.apply(&client).await {
+        Ok(applied) => Ok(applied),
+        Err(error) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
+        Err(error) => Err(Never(error.into())),
+    })
+    .await?;
+    Ok(())
+}
+
+async fn bind(
+    pipeline: &PipelineConfig,
+    chain: WasmChain,
+    sink: &ClickHouseSink,
+    readiness: &Readiness,
+) -> Result<Arc<BoundChain>> {
+    let mut tables = Vec::new();
+    for output in chain.outputs() {
+        let table = pipeline.table(&output.name);
+        let bound = retry("clickhouse", readiness, async || match sink.bind(table, output).await {
+            Ok(bound) => Ok(bound),
+            Err(SchemaError::Unreadable { error, .. }) if error.trouble.retryability() == Retryability::Retry => {
+                Err(Again(error.to_string()))
+            }
+            Err(error) => Err(Never(anyhow::Error::new(error).context(format!(
+                "pipelines.{}: output {} of module {} does not fit table {table}",
+                pipeline.name,
+                output.name,
+                pipeline.mapper.display()
+            )))),
+        })
+        .await?;
+        tables.push(TableBinding {
+            table: bound.table.clone(),
+            columns: bound.columns.clone(),
+            provenance: bound.provenance.clone(),
+        });
+    }
+    Ok(Arc::new(BoundChain { chain: Arc::new(chain), tables }))
+}
+
+async fn check_topics(config: &Config, readiness: &Readiness) -> Result<()> {
+    let needs: Vec<TopicNeed> = config.pipelines.iter().flat_map(topic_needs).collect();
+    retry("kafka", readiness, async || {
+        let (kafka, needs) = (config.kafka.clone(), needs.clone());
+        let found = tokio::task::spawn_blocking(move || metadata::check(&kafka, &needs, METADATA_TIMEOUT));
+        match found.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
+            Ok(Err(error)) => Err(Never(error.into())),
+            Err(error) => Err(Never(error.into())),
+        }
+    })
+    .await
+}
+
+use Attempt::{Again, Never};
+
+/// Why an attempt failed, and whether the next may succeed.
+enum Attempt {
+    Again(String),
+    Never(anyhow::Error),
+}
+
+/// Repeats `attempt` until it succeeds or never can; says at `/ready` what is waited for.
+async fn retry<T>(
+    about: &str,
+    readiness: &Readiness,
+    mut attempt: impl AsyncFnMut() -> std::result::Result<T, Attempt>,
+) -> Result<T> {
+    let policy = RetryPolicy::default();
+    for number in 0.. {
+        match attempt().await {
+            Ok(value) => {
+                readiness.send_replace(vec!["starting".to_owned()]);
+                return Ok(value);
+            }
+            Err(Never(error)) => return Err(error),
+            Err(Again(reason)) => {
+                tracing::warn!(about, reason, "not there yet, waiting");
+                readiness.send_replace(vec![format!("{about}: {reason}")]);
+                tokio::time::sleep(policy.wait(number, rand::random())).await;
+            }
+        }
+    }
+    unreachable!("the attempts have no end")
+}
+
+/// What the start has made ready for a pipeline.
+struct Parts {
+    chain: Arc<BoundChain>,
+    sink: Arc<ClickHouseSink>,
+    workers: Workers,
+    metrics: PipelineMetrics,
+    budget: Budget,
+    status: watch::Sender<PipelineStatus>,
+}
+
+/// Starts a pipeline; the future ends when it has drained.
+fn start_pipeline(
+    config: &Config,
+    pipeline: &PipelineConfig,
+    parts: Parts,
+    shutdown: Shutdown,
+) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
+    let client = client_config(&config.kafka);
+    let chain = ChainSlot::new(parts.chain);
+    let (events, heard) = mpsc::channel(EVENTS);
+    let dead_letters = Arc::new(
+        DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name)
+            .with_context(|| format!("pipelines.{}: the dead-letter producer does not start", pipeline.name))?,
+    );
+    let intake = Intake::start(
+        client,
+        IntakeSettings {
+            topics: pipeline.topics.clone(),
+            group: pipeline.group.clone(),
+            start: pipeline.start.as_str(),
+            drain_timeout: config.resources.drain_timeout,
+        },
+        IntakeCollaborators {
+            events,
+            workers: parts.workers,
+            chain: chain.clone(),
+            budget: parts.budget.clone(),
+        },
+    )
+    .with_context(|| format!("pipelines.{}: the kafka consumer does not start", pipeline.name))?;
+    let flow = Flow::new(
+        FlowSettings {
+            pipeline: pipeline.name.as_str().into(),
+            delivery: pipeline.delivery.as_str(),
+            batch: BatchLimits {
+                rows: pipeline.batch.rows,
+                bytes: pipeline.batch.bytes as usize,
+                linger: pipeline.batch.linger,
+            },
+            concurrent_inserts: pipeline.batch.concurrent_inserts,
+            drain_timeout: config.resources.drain_timeout,
+            retry: RetryPolicy::default(),
+        },
+        Collaborators {
+            sink: parts.sink,
+            dead_letters: dead_letters.clone(),
+            offsets: Arc::new(intake.offset_store()),
+            chain,
+            budget: parts.budget,
+            trouble: Trouble::default(),
+            metrics: parts.metrics,
+            entropy: Arc::new(rand::random::<u128>),
+            status: parts.status,
+        },
+    );
+    let stopper = intake.stopper();
+    Ok(async move {
+        let token = shutdown.token();
+        let stop = tokio::spawn(async move {
+            token.cancelled().await;
+            stopper.stop();
+        });
+        let ended = flow.run(heard).await;
+        stop.abort();
+        // Leaving the group and flushing block, and need what the flow held to be gone, as it is.
+        let closed = tokio::task::spawn_blocking(move || {
+            intake.close();
+            dead_letters.flush(FLUSH_TIMEOUT);
+        });
+        closed.await?;
+        Ok(ended?)
+    })
+}
+
+/// Topics that a pipeline needs.
+pub fn topic_needs(pipeline: &PipelineConfig) -> Vec<TopicNeed> {
+    let key = |key: &str| format!("pipelines.{}.{key}", pipeline.name);
+    let mut needs: Vec<_> = pipeline
+        .topics
+        .iter()
+        .map(|topic| TopicNeed { topic: topic.clone(), key: key("topics") })
+        .collect();
+    needs.push(TopicNeed { topic: pipeline.dead_letter_topic.clone(), key: key("dead_letter_topic") });
+    needs
+}

@@ -8,6 +8,7 @@ pub mod client;
 pub mod dead_letters;
 pub mod intake;
 pub mod offsets;
+pub mod reader;
 mod queue;
 
 /// Sends librdkafka's log to ours.

@@ -1,0 +1,230 @@
+//! `sluice demo`: the main job on embedded parts, to its end, with a result one can see.
+//!
+//! Everything but the broker and ClickHouse is what `sluice run` runs: the shipped configuration
+//! with other addresses, the shipped modules, the shipped data. The last line is counted from the
+//! table and the topics; only `filtered`, which leaves no trace outside, is the pipeline's own count.
+
+mod summary;
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::app::{self, App};
+use crate::config::{Config, LogFormat};
+use crate::embedded::broker::EmbeddedBroker;
+use crate::embedded::{EmbeddedClickHouse, EmbeddedOptions};
+use crate::kafka::client::client_config;
+use crate::produce::{self, LineOptions, Lines, ProducerOptions};
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+use summary::Counts;
+
+const PARTITIONS: i32 = 6;
+const DEAD_LETTER_PARTITIONS: i32 = 3;
+/// How often the progress is looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Longest time without any progress before the demo gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Run the main job on embedded parts: a broker, ClickHouse, the shipped modules and data.
+#[derive(Args, Debug)]
+pub struct DemoArguments {
+    /// Configuration whose pipeline runs; addresses are replaced by those of the embedded parts.
+    #[arg(long, default_value = "config/sluice.yaml")]
+    config: PathBuf,
+    /// Records to feed, one a line.
+    #[arg(long, default_value = "testdata/purchases.txt")]
+    file: PathBuf,
+    /// Keep everything running afterwards, until Ctrl-C.
+    #[arg(long)]
+    stay: bool,
+    /// `libchdb.so`, where it is not in its usual place.
+    #[arg(long, env = "SLUICE_LIBCHDB")]
+    library: Option<PathBuf>,
+    /// Log level on standard error.
+    #[arg(long, default_value = "warn")]
+    log: String,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a part does not start, or the counts do not add up.
+pub fn run(arguments: &DemoArguments) -> Result<()> {
+    telemetry::start_log(&arguments.log, LogFormat::Auto)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(demo(arguments))
+}
+
+async fn demo(arguments: &DemoArguments) -> Result<()> {
+    let yaml = std::fs::read_to_string(&arguments.config).with_context(|| {
+        format!("cannot read {}; run the demo from the project's folder", arguments.config.display())
+    })?;
+    say("starting an embedded Kafka broker and an embedded ClickHouse");
+    let base = arguments.config.parent().unwrap_or(Path::new("."));
+    // Once without the parts, to learn which topics the pipeline needs.
+    let draft = Config::from_parts(&yaml, base, [])?;
+    let pipeline = draft.pipelines.first().context("the configuration has no pipeline")?;
+    let mut topics: Vec<_> = pipeline.topics.iter().map(|topic| (topic.as_str(), PARTITIONS)).collect();
+    topics.push((&pipeline.dead_letter_topic, DEAD_LETTER_PARTITIONS));
+    let broker = EmbeddedBroker::start(&topics)?;
+    let clickhouse = EmbeddedClickHouse::start(EmbeddedOptions {
+        library: arguments.library.clone(),
+        ..EmbeddedOptions::default()
+    })
+    .await?;
+    let config = Config::from_parts(
+        &yaml,
+        base,
+        [
+            ("SLUICE__KAFKA__BROKERS", broker.bootstrap()),
+            ("SLUICE__CLICKHOUSE__URL", clickhouse.url()),
+            ("SLUICE__ADMIN__LISTEN", "127.0.0.1:0".into()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
+    )?;
+    let shutdown = Shutdown::install(config.resources.drain_timeout)?;
+
+    say("migrating ClickHouse, loading modules, joining the consumer group");
+    let app = App::start(config.clone(), shutdown.clone()).await?;
+
+    say(&format!("feeding {}", arguments.file.display()));
+    let topic = config.pipelines[0].topics[0].clone();
+    let (produced, started) = feed(&arguments.file, &broker.bootstrap(), &topic).await?;
+    watch(&app, &shutdown, produced).await?;
+    let elapsed = started.elapsed();
+
+    let filtered = filtered(&app);
+    let counts = count(&config, filtered).await?;
+    summary::print(&config, &counts, elapsed).await?;
+    if arguments.stay {
+        stay(&app, &config, &clickhouse.url(), &broker.bootstrap());
+        shutdown.token().cancelled().await;
+    }
+    shutdown.begin();
+    app.wait().await?;
+    clickhouse.stop().await?;
+    println!("{}", counts.line());
+    if !counts.add_up() {
+        bail!("the counts do not add up: a record is lost or there twice; please report it with the log of --log info");
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    println!("demo: {text}");
+}
+
+/// Sends every line; returns how many and when the first one went.
+async fn feed(file: &Path, brokers: &str, topic: &str) -> Result<(u64, Instant)> {
+    let options = LineOptions { key: Some("purchase_id".into()), raw: true, repeat: false };
+    let mut lines = Lines::open(file, options)?;
+    let options = ProducerOptions::new(brokers, topic);
+    let started = Instant::now();
+    let sent = tokio::task::spawn_blocking(move || {
+        let summary = produce::send(lines.by_ref(), &options, |_| ControlFlow::Continue(()));
+        match lines.error() {
+            Some(error) => Err(anyhow::Error::from(error)),
+            None => Ok(summary?),
+        }
+    });
+    Ok((sent.await??.produced, started))
+}
+
+/// Waits until every produced record is settled and its offset committed; shows how far it is.
+async fn watch(app: &App, shutdown: &Shutdown, produced: u64) -> Result<()> {
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new(produced).with_style(
+            ProgressStyle::with_template("demo: {bar:40} {pos}/{len} records settled, {msg}")
+                .context("the template of the progress bar is wrong")?,
+        )
+    } else {
+        ProgressBar::hidden()
+    };
+    let mut progress = (0, Instant::now());
+    loop {
+        let (mut settled, mut in_flight, mut reasons) = (0, 0, Vec::new());
+        for status in app.statuses() {
+            let status = status.borrow();
+            for partition in &status.partitions {
+                settled += partition.inserted + partition.filtered + partition.dead_lettered;
+                in_flight += partition.in_flight;
+            }
+            reasons.extend(status.not_ready.iter().cloned());
+        }
+        bar.set_position(settled);
+        bar.set_message(format!("{in_flight} in flight"));
+        if settled >= produced && in_flight == 0 {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        if settled != progress.0 {
+            progress = (settled, Instant::now());
+        }
+        if progress.1.elapsed() > PATIENCE {
+            bail!("no progress for {PATIENCE:?} at {settled} of {produced} records: {}", reasons.join("; "));
+        }
+        if shutdown.has_begun() {
+            bail!("stopped at {settled} of {produced} records");
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+fn filtered(app: &App) -> u64 {
+    app.statuses()
+        .iter()
+        .flat_map(|status| {
+            status.borrow().partitions.iter().map(|partition| partition.filtered).collect::<Vec<_>>()
+        })
+        .sum()
+}
+
+/// Counts the source topic, the table and the dead-letter topic.
+async fn count(config: &Config, filtered: u64) -> Result<Counts> {
+    let client = client_config(&config.kafka);
+    let pipeline = config.pipelines[0].clone();
+    let (produced, dead_letters) = tokio::task::spawn_blocking(move || {
+        let mut produced = 0;
+        for topic in &pipeline.topics {
+            produced += crate::kafka::reader::record_counts(&client, topic)?.iter().sum::<i64>() as u64;
+        }
+        let mut dead_letters = Vec::new();
+        crate::kafka::reader::read_all(&client, &pipeline.dead_letter_topic, PATIENCE, |record| {
+            dead_letters.push(record);
+        })?;
+        Ok::<_, anyhow::Error>((produced, dead_letters))
+    })
+    .await??;
+    let clickhouse = app::clickhouse_settings(config).client();
+    let mut inserted = 0;
+    for table in summary::tables(config) {
+        // Rows are counted, not distinct records: a record that is there twice must show.
+        let query = format!("SELECT count() FROM {table}");
+        inserted += clickhouse.query(&query).fetch_one::<u64>().await?;
+    }
+    Ok(Counts { produced, inserted, filtered, dead_letters })
+}
+
+fn stay(app: &App, config: &Config, clickhouse: &str, broker: &str) {
+    let admin = app.admin_address();
+    let pipeline = &config.pipelines[0];
+    let topic = &pipeline.topics[0];
+    println!(
+        "\nEverything goes on until Ctrl-C. Try, in another terminal:\n\
+         \x20 curl http://{admin}/status                      what the pipeline is doing\n\
+         \x20 curl http://{admin}/metrics                     the same for Prometheus\n\
+         \x20 curl '{clickhouse}/?query=SELECT+count()+FROM+{}'\n\
+         \x20 target/release/sluice produce --brokers {broker} --topic {topic} \\\n\
+         \x20     --generate testdata/purchases.generator.yaml --count 1000 --fault-share 0.1 --seed 7\n\
+         \x20 kcat -b {broker} -t {} -C -e -f '%h\\n%s\\n'    the dead letters (Debian's kcat)\n",
+        summary::tables(config)[0],
+        pipeline.dead_letter_topic,
+    );
+}
