@@ -16,12 +16,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminSources};
-use crate::clickhouse::{
-    ClickHouseMetrics, ClickHouseSettings, ClickHouseSink, Migrations, SchemaError,
-};
+use crate::clickhouse::migrations::{Migrations, Migrator};
+use crate::clickhouse::schema::SchemaError;
+use crate::clickhouse::settings::ClickHouseSettings;
+use crate::clickhouse::sink::{ClickHouseMetrics, ClickHouseSink};
 use crate::config::{Config, PipelineConfig};
 use crate::domain::batch::BatchLimits;
-use crate::domain::retry::{Retryability, RetryPolicy};
+use crate::domain::retry::{RetryPolicy, Retryability};
 use crate::kafka::client::client_config;
 use crate::kafka::dead_letters::DeadLetterProducer;
 use crate::kafka::intake::{Intake, IntakeCollaborators, IntakeSettings};
@@ -205,7 +206,7 @@ pub fn clickhouse_settings(config: &Config) -> ClickHouseSettings {
         url: config.clickhouse.url.clone(),
         database: config.clickhouse.database.clone(),
         user: config.clickhouse.user.clone(),
-        password: config.clickhouse.password.expose().to_owned(),
+        password: config.clickhouse.password.clone(),
         request_timeout: config.clickhouse.request_timeout,
         ..ClickHouseSettings::default()
     }
@@ -228,8 +229,7 @@ pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettin
 
 async fn load_chains(config: &Config, metrics: WasmMetrics) -> Result<Vec<WasmChain>> {
     let workers = config.resources.worker_threads();
-    let settings: Vec<_> =
-        config.pipelines.iter().map(|pipeline| chain_settings(config, pipeline)).collect();
+    let settings: Vec<_> = config.pipelines.iter().map(|pipeline| chain_settings(config, pipeline)).collect();
     // Compiling takes a tenth of a second a module.
     tokio::task::spawn_blocking(move || {
         let registry = ModuleRegistry::new(WasmEngine::new(workers)?, metrics);
@@ -239,10 +239,10 @@ async fn load_chains(config: &Config, metrics: WasmMetrics) -> Result<Vec<WasmCh
 }
 
 async fn migrate(config: &Config, settings: &ClickHouseSettings, readiness: &Readiness) -> Result<()> {
-    let migrations = Migrations::read(&config.clickhouse.migrations)?;
-    let client = settings.client();
-    retry("clickhouse", readiness, async || match migrations.apply(&client).await {
-        Ok(applied) => Ok(applied),
+    let migrations = Migrations::load(&config.clickhouse.migrations)?;
+    let migrator = Migrator::new(settings);
+    retry("clickhouse", readiness, async || match migrator.apply(&migrations).await {
+        Ok(applied) => Ok(applied.len()),
         Err(error) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
         Err(error) => Err(Never(error.into())),
     })
@@ -261,7 +261,7 @@ async fn bind(
         let table = pipeline.table(&output.name);
         let bound = retry("clickhouse", readiness, async || match sink.bind(table, output).await {
             Ok(bound) => Ok(bound),
-            Err(SchemaError::Unreadable { error, .. }) if error.trouble.retryability() == Retryability::Retry => {
+            Err(SchemaError::Server { error, .. }) if error.trouble.retryability() == Retryability::Retry => {
                 Err(Again(error.to_string()))
             }
             Err(error) => Err(Never(anyhow::Error::new(error).context(format!(
@@ -287,7 +287,7 @@ async fn check_topics(config: &Config, readiness: &Readiness) -> Result<()> {
         let (kafka, needs) = (config.kafka.clone(), needs.clone());
         let found = tokio::task::spawn_blocking(move || metadata::check(&kafka, &needs, METADATA_TIMEOUT));
         match found.await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
             Ok(Err(error)) => Err(Never(error.into())),
             Err(error) => Err(Never(error.into())),
@@ -349,8 +349,9 @@ fn start_pipeline(
     let chain = ChainSlot::new(parts.chain);
     let (events, heard) = mpsc::channel(EVENTS);
     let dead_letters = Arc::new(
-        DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name)
-            .with_context(|| format!("pipelines.{}: the dead-letter producer does not start", pipeline.name))?,
+        DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name).with_context(
+            || format!("pipelines.{}: the dead-letter producer does not start", pipeline.name),
+        )?,
     );
     let intake = Intake::start(
         client,
@@ -415,11 +416,8 @@ fn start_pipeline(
 /// Topics that a pipeline needs.
 pub fn topic_needs(pipeline: &PipelineConfig) -> Vec<TopicNeed> {
     let key = |key: &str| format!("pipelines.{}.{key}", pipeline.name);
-    let mut needs: Vec<_> = pipeline
-        .topics
-        .iter()
-        .map(|topic| TopicNeed { topic: topic.clone(), key: key("topics") })
-        .collect();
+    let mut needs: Vec<_> =
+        pipeline.topics.iter().map(|topic| TopicNeed { topic: topic.clone(), key: key("topics") }).collect();
     needs.push(TopicNeed { topic: pipeline.dead_letter_topic.clone(), key: key("dead_letter_topic") });
     needs
 }

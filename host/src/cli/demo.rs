@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Run the main job on embedded parts: a broker, ClickHouse, the shipped modules and data.
 #[derive(Args, Debug)]
-pub struct DemoArguments {
+pub(super) struct DemoArguments {
     /// Configuration whose pipeline runs; addresses are replaced by those of the embedded parts.
     #[arg(long, default_value = "config/sluice.yaml")]
     config: PathBuf,
@@ -57,7 +57,7 @@ pub struct DemoArguments {
 ///
 /// # Errors
 /// When a part does not start, or the counts do not add up.
-pub fn run(arguments: &DemoArguments) -> Result<()> {
+pub(super) fn run(arguments: &DemoArguments) -> Result<()> {
     telemetry::start_log(&arguments.log, LogFormat::Auto)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(demo(arguments))
 }

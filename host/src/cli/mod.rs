@@ -1,6 +1,7 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
 mod migrate;
+mod run;
 
 use std::process::ExitCode;
 
@@ -16,12 +17,14 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Run(run::RunArguments),
     Migrate(migrate::Arguments),
 }
 
 /// Parses the command line, runs the command and reports its error on standard error.
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
     };
     match result {

@@ -29,9 +29,7 @@ impl EmbeddedBroker {
         let fail = |action: String| move |source| EmbeddedBrokerError { action, source };
         let cluster = MockCluster::new(1).map_err(fail("start".into()))?;
         for (topic, partitions) in topics {
-            cluster
-                .create_topic(topic, *partitions, 1)
-                .map_err(fail(format!("create topic {topic}")))?;
+            cluster.create_topic(topic, *partitions, 1).map_err(fail(format!("create topic {topic}")))?;
         }
         Ok(Self { cluster })
     }

@@ -7,9 +7,10 @@ use rdkafka::config::RDKafkaLogLevel;
 pub mod client;
 pub mod dead_letters;
 pub mod intake;
+pub mod metadata;
 pub mod offsets;
-pub mod reader;
 mod queue;
+pub mod reader;
 
 /// Sends librdkafka's log to ours.
 fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
