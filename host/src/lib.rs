@@ -5,7 +5,7 @@
 //! a dead-letter topic, original bytes intact. `docs/ARCHITECTURE.md` is the map of the house.
 //!
 //! Dependency arrow, checked by `tests/layering.rs`:
-//! `domain <- pipeline <- {kafka, clickhouse, wasm, admin, embedded} <- app <- cli <- main`;
+//! `domain <- pipeline <- {kafka, clickhouse, wasm, admin, embedded, produce} <- app <- cli <- main`;
 //! adapters never import each other.
 
 pub mod admin;
@@ -17,6 +17,7 @@ pub mod domain;
 pub mod embedded;
 pub mod kafka;
 pub mod pipeline;
+pub mod produce;
 pub mod shutdown;
 pub mod telemetry;
 pub mod wasm;

@@ -1,6 +1,7 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
 mod migrate;
+mod produce;
 mod run;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ struct Arguments {
 enum Command {
     Run(run::RunArguments),
     Migrate(migrate::Arguments),
+    Produce(produce::Arguments),
 }
 
 /// Parses the command line, runs the command and reports its error on standard error.
@@ -26,6 +28,7 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
+        Command::Produce(arguments) => produce::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
