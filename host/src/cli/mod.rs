@@ -1,5 +1,6 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
+mod clickhouse;
 mod migrate;
 mod produce;
 mod run;
@@ -18,6 +19,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Clickhouse(clickhouse::Arguments),
     Run(run::RunArguments),
     Migrate(migrate::Arguments),
     Produce(produce::Arguments),
@@ -26,6 +28,7 @@ enum Command {
 /// Parses the command line, runs the command and reports its error on standard error.
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Clickhouse(arguments) => clickhouse::run(arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
