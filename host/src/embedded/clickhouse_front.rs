@@ -223,7 +223,7 @@ fn random_query_id() -> String {
     uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
 }
 
-/// What [`crate::embedded`] answers to a body above the limit.
+/// The answer to a body above the limit.
 fn body_too_large() -> Exception {
     Exception::new(
         229,

@@ -2,12 +2,13 @@
 //!
 //! State: the child, its address, its data folder. Invariants: the child lives no longer than its
 //! parent, however that ends: its standard input is a pipe from here, and it stops when that closes;
-//! dropping [`EmbeddedClickHouse`] kills it; starting again keeps address and data.
+//! dropping [`EmbeddedClickHouse`] kills it and waits; starting again keeps address and data; Ctrl-C in
+//! a terminal reaches the parent alone, which may need ClickHouse while it drains.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -17,6 +18,10 @@ use tokio::process::{Child, ChildStdin, Command};
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a child may take to stop; above the child's own patience with running requests.
 const STOP_PATIENCE: Duration = Duration::from_secs(25);
+/// How long a restart waits for its port.
+const PORT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a drop waits for the end of a child that it killed; that takes milliseconds.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
 /// What the child prints before its address.
 const READY_PREFIX: &str = "listening on ";
 /// Where the child's standard error goes, in its data folder.
@@ -90,7 +95,6 @@ pub enum EmbeddedError {
 /// A running `sluice clickhouse`, or one that was killed and may be started again.
 #[derive(Debug)]
 pub struct EmbeddedClickHouse {
-    // Before `_temporary`: the child is killed before its folder goes.
     child: Option<Running>,
     program: PathBuf,
     data: PathBuf,
@@ -165,7 +169,18 @@ impl EmbeddedClickHouse {
     /// [`Self::halt`]; one that still runs is halted first.
     pub async fn restart(&mut self) -> Result<(), EmbeddedError> {
         self.halt().await?;
-        self.spawn().await
+        let patience = Instant::now() + PORT_PATIENCE;
+        loop {
+            match self.spawn().await {
+                // Meanwhile somebody's outgoing connection may have been given the port.
+                Err(EmbeddedError::Start { reason })
+                    if reason.contains("cannot listen on") && Instant::now() < patience =>
+                {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                settled => return settled,
+            }
+        }
     }
 
     /// Stops the child the gentle way, and keeps what is needed to start it again.
@@ -204,6 +219,7 @@ impl EmbeddedClickHouse {
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)
+            .process_group(0)
             .spawn()
             .map_err(|source| EmbeddedError::Spawn { program: self.program.clone(), source })?;
         let stdin = process.stdin.take();
@@ -228,6 +244,18 @@ impl EmbeddedClickHouse {
                     reason: if log.is_empty() { first.unwrap_or_default() } else { log },
                 })
             }
+        }
+    }
+}
+
+impl Drop for EmbeddedClickHouse {
+    /// Waits, so that the data folder is free for the next process, or can be removed.
+    fn drop(&mut self) {
+        let Some(running) = &mut self.child else { return };
+        let _ = running.process.start_kill();
+        let patience = Instant::now() + DROP_PATIENCE;
+        while matches!(running.process.try_wait(), Ok(None)) && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

@@ -101,8 +101,8 @@ impl Exception {
     }
 }
 
-/// The library file: `explicit`, else `SLUICE_LIBCHDB`, else `libchdb/libchdb.so` in `SLUICE_CACHE`,
-/// else in a `.cache` folder at or above the current directory or this program.
+/// The library file: `explicit`, else `SLUICE_LIBCHDB`, else `libchdb/libchdb.so` in the folder
+/// `SLUICE_CACHE`, or in a `.cache` at or above the current directory or this program.
 pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf, LibchdbError> {
     let variable =
         |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
@@ -111,16 +111,21 @@ pub fn find_library(explicit: Option<&Path>) -> Result<PathBuf, LibchdbError> {
         // A file that was named is meant: no other takes its place.
         Some(file) => vec![file],
         None => {
-            let roots = [std::env::current_dir().ok(), std::env::current_exe().ok()];
-            let above = roots.iter().flatten().flat_map(|root| root.ancestors());
-            let mut candidates: Vec<PathBuf> =
-                variable(CACHE_VARIABLE).map(|cache| cache.join(LIBRARY_IN_CACHE)).into_iter().collect();
-            for folder in above {
-                let candidate = folder.join(".cache").join(LIBRARY_IN_CACHE);
-                if !candidates.contains(&candidate) {
-                    candidates.push(candidate);
-                }
-            }
+            let cache = variable(CACHE_VARIABLE);
+            let current = std::env::current_dir().ok();
+            let program = std::env::current_exe().ok();
+            // A relative cache folder is meant from the project's root, where `make` runs; tests run
+            // below it.
+            let above = |start: &Option<PathBuf>, cache: PathBuf| -> Vec<PathBuf> {
+                let folders = start.iter().flat_map(|start| start.ancestors());
+                folders.map(|folder| folder.join(&cache).join(LIBRARY_IN_CACHE)).collect()
+            };
+            let mut candidates = match cache {
+                Some(cache) => above(&current, cache),
+                None => [above(&current, ".cache".into()), above(&program, ".cache".into())].concat(),
+            };
+            let mut seen = std::collections::HashSet::new();
+            candidates.retain(|candidate| seen.insert(candidate.clone()));
             candidates
         }
     };

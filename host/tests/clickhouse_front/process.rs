@@ -43,15 +43,9 @@ async fn a_named_data_folder_stays() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("another process has the folder open"), "{error}");
-    // Dropped, that is killed.
+    // Dropped, that is killed, and gone: the folder is free.
     drop(clickhouse);
-    let clickhouse = loop {
-        // The lock goes with the process, a moment after the signal.
-        match EmbeddedClickHouse::start(EmbeddedOptions { data: data.clone(), ..options() }).await {
-            Ok(clickhouse) => break clickhouse,
-            Err(error) => assert!(error.to_string().contains("another process"), "{error}"),
-        }
-    };
+    let clickhouse = EmbeddedClickHouse::start(EmbeddedOptions { data, ..options() }).await.unwrap();
     assert_eq!(count(&client(&clickhouse), "t").await, 1);
 }
 
@@ -150,6 +144,19 @@ fn it_stops_on_a_signal() {
         let (success, said) = ended(child);
         assert!(success, "{signal}: {said}");
     }
+}
+
+#[tokio::test]
+async fn a_dropped_one_leaves_nothing() {
+    let clickhouse = start().await;
+    let (pid, data) = (clickhouse.pid().unwrap(), clickhouse.data().to_path_buf());
+    assert!(Path::new(&format!("/proc/{pid}")).exists() && data.exists());
+    // Of its own process group: Ctrl-C in a terminal goes to the parent's.
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let group = state.rsplit(") ").next().unwrap().split(' ').nth(2).unwrap();
+    assert_eq!(group, pid.to_string());
+    drop(clickhouse);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists() && !data.exists());
 }
 
 #[test]

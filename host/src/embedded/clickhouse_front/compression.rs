@@ -43,9 +43,6 @@ fn decompress_block(body: &[u8], limit: usize) -> Result<(Vec<u8>, &[u8]), Excep
             ),
         ));
     }
-    if raw_bytes > limit {
-        return Err(super::body_too_large());
-    }
     let (checked, rest) = rest.split_at_checked(compressed_bytes).ok_or_else(cut_short)?;
     // ClickHouse writes the low half of the hash first.
     let computed = cityhash_rs::cityhash_102_128(checked).rotate_right(64).to_le_bytes();
@@ -59,6 +56,10 @@ fn decompress_block(body: &[u8], limit: usize) -> Result<(Vec<u8>, &[u8]), Excep
                 hex::encode(computed)
             ),
         ));
+    }
+    // Only now are the sizes known to be meant.
+    if raw_bytes > limit {
+        return Err(super::body_too_large());
     }
     let data = &checked[HEADER_BYTES..];
     let mut raw = vec![0; raw_bytes];

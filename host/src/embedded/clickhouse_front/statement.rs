@@ -377,23 +377,25 @@ mod tests {
         assert_eq!(read(b" /* ; */ -- x").unwrap(), Statement::Empty);
     }
 
-    #[test]
-    fn any_bytes_are_read_without_a_panic() {
-        for text in [
-            &b"INSERT"[..],
-            b"INSERT INTO",
-            b"'",
-            b"'\\",
-            b"$",
-            b"$a",
-            b"$$",
-            b"/*",
-            b"INSERT INTO t FORMAT",
-            b"INSERT INTO t FORMAT X SETTINGS a",
-            b"\xff\x00(",
-            b"SELECT 1 FORMAT",
-        ] {
-            let _ = read(text);
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes: Vec<u8>, head in "(INSERT INTO t |SELECT |)(FORMAT |VALUES|\\$a|'|`|/\\*|\\(|SETTINGS a=|;|--| |\n){0,6}") {
+            let text = [head.as_bytes(), &bytes].concat();
+            if let Ok(Statement::Insert(insert)) = read(&text) {
+                proptest::prop_assert!(insert.data_start <= text.len());
+                proptest::prop_assert!(text.starts_with(b"INSERT"));
+            }
+        }
+
+        /// What a string or a comment holds is never taken for a part of the statement.
+        #[test]
+        fn strings_and_comments_hide_their_text(inner in "(FORMAT X|VALUES|SELECT|;| |a|\\(){0,5}") {
+            for quoted in [format!("'{inner}'"), format!("`{inner}`"), format!("/*{inner}*/"), format!("--{inner}\n")] {
+                let text = format!("INSERT INTO t (a {quoted}) SETTINGS x={quoted} FORMAT CSV\n{inner}");
+                let insert_ = insert(&text);
+                proptest::prop_assert_eq!(insert_.1.as_deref(), Some("CSV"));
+                proptest::prop_assert_eq!(insert_.2, inner.clone());
+            }
         }
     }
 }
