@@ -174,12 +174,10 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
                 Number::Unsigned(value) => visitor.visit_u64(value),
                 Number::Negative(value) => match i64::try_from(-i128::from(value)) {
                     Ok(value) => visitor.visit_i64(value),
-                    Err(_) => visitor.visit_i128(-i128::from(value)),
+                    Err(_) => visitor.visit_f64(-(value as f64)),
                 },
-                Number::Long(text) => match text.parse() {
-                    Ok(value) => visitor.visit_i128(value),
-                    Err(_) => Err(unfit(Number::Long(text), i128::MIN, i128::MAX)),
-                },
+                // Whoever takes anything takes the nearest float, as with `serde_json`.
+                Number::Long(text) => visitor.visit_f64(float(text)?),
                 Number::Float(text) => visitor.visit_f64(float(text)?),
             },
             _ => Err(self.reader.unexpected("no JSON value")),
