@@ -4,3 +4,4 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 pub mod kafka;
+pub mod sluice;

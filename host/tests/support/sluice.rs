@@ -1,0 +1,182 @@
+//! The sluice program as a child process: started, watched through its admin server, killed.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that a test waits for.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A configuration in a folder of its own: the shipped one with the test's addresses.
+pub struct Configuration {
+    environment: Vec<(String, String)>,
+}
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ has a parent").to_owned()
+}
+
+impl Configuration {
+    /// `config/sluice.yaml` against these servers.
+    pub fn new(brokers: &str, clickhouse: &str) -> Self {
+        let environment = [
+            ("SLUICE__KAFKA__BROKERS", brokers),
+            ("SLUICE__CLICKHOUSE__URL", clickhouse),
+            ("SLUICE__ADMIN__LISTEN", "127.0.0.1:0"),
+            ("SLUICE__LOGGING__FORMAT", "json"),
+        ];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { environment: environment.to_vec() }
+    }
+
+    /// Overrides a key, such as `PIPELINES__PURCHASES__BATCH__ROWS`.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.environment.push((format!("SLUICE__{key}"), value.to_owned()));
+        self
+    }
+
+    /// Runs `sluice ARGUMENTS --config ...` to its end; returns success, standard output and error.
+    pub fn command(&self, arguments: &[&str]) -> (bool, String, String) {
+        let output = self.prepare(arguments).output().expect("the sluice program runs");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    }
+
+    fn prepare(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(root().join("config/sluice.yaml"))
+            .envs(self.environment.iter().cloned())
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+/// A running `sluice run`. It is killed when dropped.
+pub struct Sluice {
+    child: Child,
+    admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Sluice {
+    /// Starts it and waits until its admin server listens.
+    pub fn start(configuration: &Configuration) -> Self {
+        let mut child = configuration
+            .prepare(&["run"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the sluice program runs");
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
+        std::thread::spawn({
+            let log = log.clone();
+            move || {
+                for line in stderr.lines().map_while(Result::ok) {
+                    log.lock().unwrap().push(line);
+                }
+            }
+        });
+        let deadline = Instant::now() + PATIENCE;
+        let admin = loop {
+            let found = log.lock().unwrap().iter().find_map(|line| admin_address(line));
+            if let Some(admin) = found {
+                break admin;
+            }
+            let ended = child.try_wait().expect("the child can be asked");
+            assert!(ended.is_none(), "sluice ended at once: {:?}", log.lock().unwrap());
+            assert!(Instant::now() < deadline, "no admin address: {:?}", log.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        Self { child, admin, log }
+    }
+
+    /// Answer of the admin server: status code and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(self.admin, path)
+    }
+
+    /// `/status`.
+    pub fn status(&self) -> serde_json::Value {
+        let (code, body) = self.get("/status");
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).expect("the status is JSON")
+    }
+
+    /// Records settled so far, over all partitions of the first pipeline.
+    pub fn settled(&self) -> u64 {
+        let status = self.status();
+        let partitions = status["pipelines"][0]["partitions"].as_array().cloned().unwrap_or_default();
+        let count = |partition: &serde_json::Value, key: &str| partition[key].as_u64().unwrap_or(0);
+        partitions
+            .iter()
+            .map(|partition| {
+                ["inserted", "filtered", "dead_lettered"].iter().map(|key| count(partition, key)).sum::<u64>()
+            })
+            .sum()
+    }
+
+    /// Waits until `condition` holds.
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain until {what}\nstatus: {}\nlog: {}",
+                self.status(),
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// SIGKILL: as a crash.
+    pub fn kill(mut self) {
+        self.child.kill().expect("the child can be killed");
+        self.child.wait().expect("the child can be waited for");
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(sent.success());
+        self.child.wait().expect("the child can be waited for").code()
+    }
+}
+
+impl Drop for Sluice {
+    fn drop(&mut self) {
+        // Both fail only where the child has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn admin_address(line: &str) -> Option<SocketAddr> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    (line["message"] == "admin http").then(|| line["address"].as_str()?.parse().ok()).flatten()
+}
+
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("the admin server accepts");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the answer is text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
+    (code, body.to_owned())
+}
