@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Run the main job on embedded parts: a broker, ClickHouse, the shipped modules and data.
 #[derive(Args, Debug)]
-pub(super) struct DemoArguments {
+pub(super) struct Arguments {
     /// Configuration whose pipeline runs; addresses are replaced by those of the embedded parts.
     #[arg(long, default_value = "config/sluice.yaml")]
     config: PathBuf,
@@ -57,12 +57,12 @@ pub(super) struct DemoArguments {
 ///
 /// # Errors
 /// When a part does not start, or the counts do not add up.
-pub(super) fn run(arguments: &DemoArguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
     telemetry::start_log(&arguments.log, LogFormat::Auto)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(demo(arguments))
 }
 
-async fn demo(arguments: &DemoArguments) -> Result<()> {
+async fn demo(arguments: &Arguments) -> Result<()> {
     let yaml = std::fs::read_to_string(&arguments.config).with_context(|| {
         format!("cannot read {}; run the demo from the project's folder", arguments.config.display())
     })?;
@@ -93,6 +93,7 @@ async fn demo(arguments: &DemoArguments) -> Result<()> {
 
     say("migrating ClickHouse, loading modules, joining the consumer group");
     let app = App::start(config.clone(), shutdown.clone()).await?;
+    join(&app, PARTITIONS as usize).await?;
 
     say(&format!("feeding {}", arguments.file.display()));
     let topic = config.pipelines[0].topics[0].clone();
@@ -112,13 +113,28 @@ async fn demo(arguments: &DemoArguments) -> Result<()> {
     clickhouse.stop().await?;
     println!("{}", counts.line());
     if !counts.add_up() {
-        bail!("the counts do not add up: a record is lost or there twice; please report it with the log of --log info");
+        bail!(
+            "the counts do not add up: a record is lost or there twice; please report it with the log of --log info"
+        );
     }
     Ok(())
 }
 
 fn say(text: &str) {
     println!("demo: {text}");
+}
+
+/// Waits until every partition is assigned, so that the throughput is not that of the group's first
+/// rebalance, which takes three seconds by itself.
+async fn join(app: &App, partitions: usize) -> Result<()> {
+    let assigned = async {
+        let mut status = app.statuses()[0].clone();
+        status.wait_for(|status| status.partitions.len() == partitions).await.map(drop)
+    };
+    tokio::time::timeout(PATIENCE, assigned)
+        .await
+        .context("the consumer group was not joined in time; see the log of --log info")?
+        .context("the pipeline ended; see the log of --log info")
 }
 
 /// Sends every line; returns how many and when the first one went.

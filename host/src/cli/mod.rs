@@ -1,6 +1,7 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
 mod clickhouse;
+mod demo;
 mod migrate;
 mod produce;
 mod run;
@@ -20,7 +21,8 @@ struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     Clickhouse(clickhouse::Arguments),
-    Run(run::RunArguments),
+    Run(run::Arguments),
+    Demo(demo::Arguments),
     Migrate(migrate::Arguments),
     Produce(produce::Arguments),
 }
@@ -30,6 +32,7 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Clickhouse(arguments) => clickhouse::run(arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
     };

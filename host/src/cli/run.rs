@@ -11,7 +11,7 @@ use crate::telemetry;
 
 /// Run the pipelines of a configuration file until SIGTERM or SIGINT.
 #[derive(Args, Debug)]
-pub(super) struct RunArguments {
+pub(super) struct Arguments {
     /// Configuration file; environment variables SLUICE__SECTION__KEY override it.
     #[arg(long, short, env = "SLUICE_CONFIG", default_value = "config/sluice.yaml")]
     config: PathBuf,
@@ -21,7 +21,7 @@ pub(super) struct RunArguments {
 ///
 /// # Errors
 /// When something is refused at the start, or records are unfinished at the drain deadline.
-pub(super) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     telemetry::start_log(&config.logging.level, config.logging.format)?;
     let shutdown = Shutdown::install(config.resources.drain_timeout)?;
