@@ -1,8 +1,8 @@
 //! Answers: what a guest said, checked before a byte of it is believed.
 //!
-//! Two things are told apart. A *fault* concerns the answer as a whole (ends that do not add up, a
-//! rejection of a record that was not asked about): nothing in it can be used, and the chunk is
-//! bisected. A *bad row* concerns one record: the record is rejected, the rest of the answer stands.
+//! An answer is taken whole or not at all. Some lies show which record they are about (a row that is
+//! not one): these are its *suspects*, and `bisect.rs` runs them alone. A suspect is not a culprit: a
+//! record whose rows end too early makes its neighbour's rows start too early.
 //!
 //! Pure: no wasmtime in here but the generated types, so every lie is tested without a guest.
 
@@ -52,23 +52,33 @@ impl Refusal {
     }
 }
 
+/// Why an answer, or a call, is good for nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// What a record is refused for if the call was about it alone.
+    pub(super) refusal: Refusal,
+    /// Positions, increasing, of the records that it may be about; empty where nothing is known.
+    pub(super) suspects: Vec<usize>,
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, suspects: Vec::new() }
+    }
+}
+
 /// A checked answer. Records are named by their position among those selected.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
     /// Position and why, by increasing position.
     pub(super) refusals: Vec<(usize, Refusal)>,
-    /// One an output; `rows_per_record` has one entry a selected record. Empty for a validator.
-    /// A refused record may still have rows in here if its refusal is a bad row.
+    /// One an output; `rows_per_record` has one entry a selected record, 0 for those refused. Empty
+    /// for a validator.
     pub(super) outputs: Vec<OutputRows>,
-    /// Whether a refused record has rows in `outputs`.
-    pub(super) has_refused_rows: bool,
 }
 
 /// Checks a validator's answer.
-pub(super) fn check_rejections(
-    selected: &[u32],
-    rejections: Vec<types::Rejection>,
-) -> Result<Answer, Refusal> {
+pub(super) fn check_rejections(selected: &[u32], rejections: Vec<types::Rejection>) -> Result<Answer, Fault> {
     Ok(Answer { refusals: positions(selected, rejections)?, ..Answer::default() })
 }
 
@@ -78,46 +88,45 @@ pub(super) fn check_mapped(
     limits: &Limits,
     selected: &[u32],
     mapped: types::Mapped,
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, Fault> {
     if mapped.outputs.len() != declared.len() {
-        return Err(Refusal::bad_answer(format!(
-            "rows for {} outputs, but init declared {}",
-            mapped.outputs.len(),
-            declared.len()
-        )));
+        let reason =
+            format!("rows for {} outputs, but init declared {}", mapped.outputs.len(), declared.len());
+        return Err(Refusal::bad_answer(reason).into());
     }
-    let mut refusals = positions(selected, mapped.rejections)?;
+    let refusals = positions(selected, mapped.rejections)?;
     let mut bad_rows = Vec::new();
     let mut bytes_per_record = vec![0usize; selected.len()];
     for (output, rows) in declared.iter().zip(&mapped.outputs) {
         check_shape(output, selected, rows)?;
         for (position, _) in &refusals {
             if rows.rows_per_record[*position] != 0 {
-                return Err(Refusal::bad_answer(format!(
-                    "record {} is rejected and yet has rows in output `{}`",
-                    selected[*position], output.name
-                )));
+                let name = &output.name;
+                let reason = format!("a record is rejected and yet has rows in output `{name}`");
+                bad_rows.push((*position, Refusal::bad_answer(reason)));
             }
         }
         walk(output, limits, rows, &mut bytes_per_record, &mut bad_rows);
     }
-    let has_refused_rows = !bad_rows.is_empty();
-    if has_refused_rows {
-        refusals.append(&mut bad_rows);
-        // Stable, so that of several faults of one record the first output's stays.
-        refusals.sort_by_key(|(position, _)| *position);
-        refusals.dedup_by_key(|(position, _)| *position);
+    // Stable, so that of several faults of one record the first output's stays.
+    bad_rows.sort_by_key(|(position, _)| *position);
+    bad_rows.dedup_by_key(|(position, _)| *position);
+    if let Some((_, refusal)) = bad_rows.first().cloned() {
+        return Err(Fault {
+            refusal,
+            suspects: bad_rows.into_iter().map(|(position, _)| position).collect(),
+        });
     }
     let outputs = mapped
         .outputs
         .into_iter()
-        .map(|rows| OutputRows {
-            bytes: rows.bytes,
-            row_ends: rows.row_ends,
-            rows_per_record: rows.rows_per_record,
+        .map(|types::Rows { bytes, row_ends, rows_per_record }| OutputRows {
+            bytes,
+            row_ends,
+            rows_per_record,
         })
         .collect();
-    Ok(Answer { refusals, outputs, has_refused_rows })
+    Ok(Answer { refusals, outputs })
 }
 
 /// Turns rejections by index into refusals by position; indexes must be selected and increasing.

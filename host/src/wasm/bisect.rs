@@ -2,12 +2,12 @@
 //!
 //! A chunk is one call. Where that fails, its records are run again in halves, on fresh instances,
 //! until the poison records stand alone; only they are refused, and what was answered for the rest
-//! is kept.
+//! is kept. Where the answer shows whom to suspect, the suspects are run alone at once.
 //!
 //! Invariants:
 //! - A record is refused only after it was run alone and seen failing.
 //! - A timeout counts only at the second time, and the second time gets the full timeout.
-//! - Cost: halves get a short deadline (a sixteenth of the timeout), since a half that is cut short
+//! - Cost: parts get a short deadline (a sixteenth of the timeout), since a part that is cut short
 //!   by mistake is merely halved again. One endless record in 1,024 thus costs about 2.7 timeouts, not
 //!   21. Once failing calls have taken [`BUDGET`] timeouts of a chunk, each record that is left is run
 //!   alone, once, with the short deadline: a module that hangs on everything costs at most about
@@ -23,12 +23,12 @@ use std::time::Duration;
 
 use crate::domain::verdict::RejectionKind;
 
-use super::answer::{Answer, Refusal};
+use super::answer::{Answer, Fault};
 use super::engine::TICK;
 
 /// Timeouts' worth of failing calls after which a chunk is gone through the short way.
 pub(super) const BUDGET: u32 = 16;
-/// The part of the timeout that a half gets.
+/// The fraction of the timeout that a part of the chunk gets.
 const SHORT: u32 = 16;
 
 /// Runs `count` records through `attempt` and gives what was answered to `collect`, in order and
@@ -36,7 +36,7 @@ const SHORT: u32 = 16;
 pub(super) fn bisect(
     count: usize,
     timeout: Duration,
-    mut attempt: impl FnMut(Range<usize>, Duration) -> (Result<Answer, Refusal>, Duration),
+    mut attempt: impl FnMut(Range<usize>, Duration) -> (Result<Answer, Fault>, Duration),
     mut collect: impl FnMut(Range<usize>, Answer),
 ) {
     let short = (timeout / SHORT).max(TICK * 4).min(timeout);
@@ -50,18 +50,17 @@ pub(super) fn bisect(
             continue;
         }
         let (result, elapsed) = attempt(range.clone(), deadline);
-        let mut refusal = match result {
+        let Fault { mut refusal, suspects } = match result {
             Ok(answer) => {
                 collect(range, answer);
                 continue;
             }
-            Err(refusal) => refusal,
+            Err(fault) => fault,
         };
         wasted = wasted.saturating_add(elapsed);
         if range.len() > 1 {
-            let middle = range.start + range.len() / 2;
-            pending.push((middle..range.end, short));
-            pending.push((range.start..middle, short));
+            let parts = if suspects.is_empty() { halves(range) } else { around(range, &suspects) };
+            pending.extend(parts.into_iter().rev().map(|part| (part, short)));
             continue;
         }
         if refusal.kind == RejectionKind::Timeout {
@@ -76,13 +75,32 @@ pub(super) fn bisect(
                         collect(range, answer);
                         continue;
                     }
-                    Err(again) => refusal = again,
+                    Err(again) => refusal = again.refusal,
                 }
                 wasted = wasted.saturating_add(elapsed);
             }
         }
         collect(range, Answer { refusals: vec![(0, refusal)], ..Answer::default() });
     }
+}
+
+fn halves(range: Range<usize>) -> Vec<Range<usize>> {
+    let middle = range.start + range.len() / 2;
+    vec![range.start..middle, middle..range.end]
+}
+
+/// The suspects alone, and what lies between them together. Positions are relative to `range`.
+fn around(range: Range<usize>, suspects: &[usize]) -> Vec<Range<usize>> {
+    let mut parts = Vec::with_capacity(2 * suspects.len() + 1);
+    let mut start = range.start;
+    for suspect in suspects.iter().map(|suspect| range.start + suspect) {
+        parts.push(start..suspect);
+        parts.push(suspect..suspect + 1);
+        start = suspect + 1;
+    }
+    parts.push(start..range.end);
+    parts.retain(|part| !part.is_empty());
+    parts
 }
 
 #[cfg(test)]

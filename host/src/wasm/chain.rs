@@ -141,10 +141,9 @@ impl ChainRunner for Runner {
 
         let mut rows = RowCollector::new(chain.mapper.module.outputs().len(), chunk.len());
         if !alive.is_empty() {
-            judge(&chain.engine, &chain.mapper, chunk, &alive, |range, mut answer| {
-                let refusals = std::mem::take(&mut answer.refusals);
-                rows.append(&alive[range.clone()], &refusals, answer);
-                refuse(&mut rejections, &chain.mapper, &alive[range], refusals);
+            judge(&chain.engine, &chain.mapper, chunk, &alive, |range, answer| {
+                refuse(&mut rejections, &chain.mapper, &alive[range.clone()], answer.refusals);
+                rows.append(&alive[range], answer.outputs);
             });
         }
         rejections.sort_by_key(|(index, _)| *index);
@@ -197,8 +196,8 @@ fn judge(
         };
         link.metrics.calls.inc();
         link.metrics.seconds.inc_by(started.elapsed().as_secs_f64());
-        if let Err(refusal) = &result {
-            link.metrics.fault(refusal.kind);
+        if let Err(fault) = &result {
+            link.metrics.fault(fault.refusal.kind);
         }
         (result, called.elapsed())
     };
@@ -214,7 +213,9 @@ fn start(engine: &WasmEngine, module: &Module) -> Instance {
         let reason =
             match Instance::start(engine, module.program(), module.settings(), module.limits(), timeout) {
                 Ok((instance, _)) => return instance,
-                Err(StartFault::Host(reason) | StartFault::Refused(reason)) => reason,
+                Err(StartFault::Host(reason) | StartFault::Unfit(reason) | StartFault::Refused(reason)) => {
+                    reason
+                }
                 Err(StartFault::Failed(refusal)) => refusal.reason,
             };
         tracing::warn!(module = %module.identity().name, reason, "cannot start an instance; trying again");
@@ -247,55 +248,33 @@ impl RowCollector {
         Self { outputs: std::iter::repeat_with(empty).take(outputs).collect(), records }
     }
 
-    /// Appends the rows of the records at `selected`, but for those refused. A poison record's
-    /// answer has no outputs at all.
-    fn append(&mut self, selected: &[u32], refusals: &[(usize, Refusal)], answer: Answer) {
-        for (collected, rows) in self.outputs.iter_mut().zip(answer.outputs) {
-            if collected.row_ends.is_empty() && !answer.has_refused_rows {
-                // The usual case, without copying a byte: the first answer is the chunk's.
-                let mut rows = rows;
-                if selected.len() != self.records {
-                    for (index, count) in selected.iter().zip(&rows.rows_per_record) {
-                        collected.rows_per_record[*index as usize] = *count;
-                    }
-                    rows.rows_per_record = std::mem::take(&mut collected.rows_per_record);
-                }
+    /// Appends the rows of the records at `selected`. A poison record has no outputs at all.
+    fn append(&mut self, selected: &[u32], outputs: Vec<OutputRows>) {
+        for (collected, rows) in self.outputs.iter_mut().zip(outputs) {
+            if selected.len() == self.records {
+                // The usual case, without copying a byte: one answer is the chunk's.
                 *collected = rows;
                 continue;
             }
-            append_rows(collected, selected, refusals, &rows);
+            for (index, count) in selected.iter().zip(&rows.rows_per_record) {
+                collected.rows_per_record[*index as usize] = *count;
+            }
+            if collected.row_ends.is_empty() {
+                collected.bytes = rows.bytes;
+                collected.row_ends = rows.row_ends;
+            } else {
+                let shift = collected.bytes.len() as u32;
+                collected.bytes.extend_from_slice(&rows.bytes);
+                collected.row_ends.extend(rows.row_ends.iter().map(|end| end + shift));
+            }
         }
-    }
-}
-
-fn append_rows(
-    collected: &mut OutputRows,
-    selected: &[u32],
-    refusals: &[(usize, Refusal)],
-    rows: &OutputRows,
-) {
-    let mut refused = refusals.iter().map(|(position, _)| *position).peekable();
-    let mut row = 0;
-    let mut start = 0;
-    for (position, index) in selected.iter().enumerate() {
-        let count = rows.rows_per_record[position];
-        let ends = &rows.row_ends[row..row + count as usize];
-        row += count as usize;
-        let end = ends.last().map_or(start, |end| *end as usize);
-        if refused.next_if_eq(&position).is_none() {
-            let shift = collected.bytes.len();
-            collected.bytes.extend_from_slice(&rows.bytes[start..end]);
-            collected.row_ends.extend(ends.iter().map(|end| (*end as usize - start + shift) as u32));
-            collected.rows_per_record[*index as usize] = count;
-        }
-        start = end;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::verdict::{RejectionKind, Stage};
+    use crate::domain::verdict::Stage;
 
     fn identity(stage: Stage, name: &str, byte: u8) -> ModuleIdentity {
         ModuleIdentity { name: name.into(), stage, revision: Revision([byte; 32]) }
@@ -326,30 +305,19 @@ mod tests {
         }
     }
 
-    fn refusal() -> Refusal {
-        Refusal::new(RejectionKind::BadRow, "bad_row", "")
-    }
-
     #[test]
-    fn answers_join_without_the_rows_of_refused_records() {
+    fn answers_join() {
         let mut collector = RowCollector::new(1, 6);
-        let first = Answer { outputs: vec![rows(b"aabbb", &[2, 5], &[1, 1])], ..Answer::default() };
-        collector.append(&[0, 2], &[], first);
-        collector.append(&[3], &[(0, refusal())], Answer::default());
-        let last = Answer {
-            outputs: vec![rows(b"XXyzz", &[1, 2, 3, 5], &[2, 2])],
-            has_refused_rows: true,
-            ..Answer::default()
-        };
-        collector.append(&[4, 5], &[(0, refusal())], last);
+        collector.append(&[0, 2], vec![rows(b"aabbb", &[2, 5], &[1, 1])]);
+        collector.append(&[3], vec![]);
+        collector.append(&[4, 5], vec![rows(b"yzz", &[1, 3], &[0, 2])]);
         assert_eq!(collector.outputs, [rows(b"aabbbyzz", &[2, 5, 6, 8], &[1, 0, 1, 0, 0, 2])]);
     }
 
     #[test]
     fn the_only_answer_is_taken_as_it_is() {
         let mut collector = RowCollector::new(1, 2);
-        let answer = Answer { outputs: vec![rows(b"ab", &[1, 2], &[0, 2])], ..Answer::default() };
-        collector.append(&[0, 1], &[], answer);
+        collector.append(&[0, 1], vec![rows(b"ab", &[1, 2], &[0, 2])]);
         assert_eq!(collector.outputs, [rows(b"ab", &[1, 2], &[0, 2])]);
     }
 }

@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use wasmtime::{Store, Trap};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::domain::chunk::Chunk;
 use crate::domain::verdict::RejectionKind;
 
-use super::answer::{Answer, Refusal, check_mapped, check_rejections};
+use super::answer::{Answer, Fault, Refusal, check_mapped, check_rejections};
 use super::bindings::{mapper, types, validator};
 use super::engine::{WasmEngine, ticks};
 use super::limits::{InstanceLimiter, Limits, Refused};
@@ -21,6 +21,8 @@ use super::module::{Module, Program};
 pub(super) enum StartFault {
     /// The pool or the machine had nothing left. Not the module's fault: try again.
     Host(String),
+    /// It cannot be put together: other types than the contract's, or too many parts.
+    Unfit(String),
     /// The module answered its settings with an error.
     Refused(String),
     /// It trapped, took too long or wanted too much memory.
@@ -77,7 +79,7 @@ impl Instance {
         chunk: &Chunk,
         selected: &[u32],
         timeout: Duration,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Answer, Fault> {
         let limits = module.limits();
         let records = records(chunk);
         match self {
@@ -137,8 +139,10 @@ fn start_fault(
 ) -> StartFault {
     if error.downcast_ref::<Trap>().is_some() || store.data().refused().is_some() {
         StartFault::Failed(call_fault(store, error, limits, timeout))
-    } else {
+    } else if error.is::<PoolConcurrencyLimitError>() || error.is::<std::io::Error>() {
         StartFault::Host(format!("{error:#}"))
+    } else {
+        StartFault::Unfit(format!("{error:#}"))
     }
 }
 

@@ -108,11 +108,9 @@ pub enum ModuleFault {
         /// What it exports.
         exports: String,
     },
-    /// The right name with other types.
-    #[error(
-        "does not keep to the module contract {CONTRACT_VERSION}: {0}; rebuild it with the SDK of this host"
-    )]
-    Contract(String),
+    /// The right name with other types, or too many parts.
+    #[error("does not fit this host: {0}; rebuild it with the SDK of this host")]
+    Unfit(String),
     /// Settings that are not an object.
     #[error("has settings that are not a map of names to values, but {0}")]
     Settings(&'static str),
@@ -188,6 +186,7 @@ impl Module {
         let (_, declared) = Instance::start(engine, &program, &settings, limits, limits.call_timeout)
             .map_err(|fault| match fault {
                 StartFault::Host(reason) => ModuleFault::Host(reason),
+                StartFault::Unfit(reason) => ModuleFault::Unfit(reason),
                 StartFault::Refused(text) => ModuleFault::InitRefused(clean(text, 4096)),
                 StartFault::Failed(refusal) => {
                     ModuleFault::InitFailed { reason: refusal.reason, settings: clean(settings.clone(), 256) }
@@ -363,13 +362,13 @@ fn program(engine: &WasmEngine, component: &Component, stage: Stage) -> Result<P
     if !is_compatible(&found) {
         return Err(ModuleFault::WrongVersion { found });
     }
-    let contract = |error: wasmtime::Error| ModuleFault::Contract(format!("{error:#}"));
+    let unfit = |error: wasmtime::Error| ModuleFault::Unfit(format!("{error:#}"));
     let linker = Linker::<InstanceLimiter>::new(engine.inner());
-    let pre = linker.instantiate_pre(component).map_err(contract)?;
+    let pre = linker.instantiate_pre(component).map_err(unfit)?;
     if stage == Stage::Map {
-        MapperPre::new(pre).map(Program::Mapper).map_err(contract)
+        MapperPre::new(pre).map(Program::Mapper).map_err(unfit)
     } else {
-        ValidatorPre::new(pre).map(Program::Validator).map_err(contract)
+        ValidatorPre::new(pre).map(Program::Validator).map_err(unfit)
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the integration tests share: the real parts, started and stopped around a test.
 //!
 //! Every test binary includes this module whole (`mod support;`) and uses a part of it.
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this module")]
 
+pub mod guests;
 pub mod kafka;
 pub mod sluice;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::wasm::answer::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -8,6 +9,8 @@ const SHORT_DEADLINE: Duration = Duration::from_micros(62_500);
 #[derive(Clone, Copy, PartialEq)]
 enum Poison {
     Trap,
+    /// Has a bad row, which shows.
+    BadRow,
     /// Takes this long; over the deadline it is a timeout.
     Slow(Duration),
 }
@@ -33,21 +36,27 @@ fn run(count: usize, poison: impl Fn(usize) -> Option<Poison>) -> Seen {
                 alone.insert(range.start);
             }
             let mut elapsed = Duration::from_micros(20);
-            for position in range {
+            let mut suspects = Vec::new();
+            for position in range.clone() {
                 match poison(position) {
                     Some(Poison::Trap) => {
                         time += elapsed;
-                        return (Err(Refusal::new(RejectionKind::Trap, "trap", "")), elapsed);
+                        return (Err(Refusal::new(RejectionKind::Trap, "trap", "").into()), elapsed);
                     }
+                    Some(Poison::BadRow) => suspects.push(position - range.start),
                     Some(Poison::Slow(duration)) => elapsed += duration,
                     None => {}
                 }
                 if elapsed > deadline {
                     time += deadline;
-                    return (Err(Refusal::new(RejectionKind::Timeout, "timeout", "late")), deadline);
+                    return (Err(Refusal::new(RejectionKind::Timeout, "timeout", "late").into()), deadline);
                 }
             }
             time += elapsed;
+            if !suspects.is_empty() {
+                let refusal = Refusal::new(RejectionKind::BadRow, "bad_row", "");
+                return (Err(Fault { refusal, suspects }), elapsed);
+            }
             (Ok(Answer::default()), elapsed)
         },
         |range, answer| {
@@ -78,6 +87,31 @@ fn one_trap_costs_twenty_calls_and_no_neighbour() {
     assert_eq!(seen.refused.keys().collect::<Vec<_>>(), [&700]);
     assert_eq!(seen.answered.len(), 1023);
     assert_eq!(seen.calls, 21);
+}
+
+#[test]
+fn suspects_are_run_alone_at_once() {
+    let seen = run(1024, |position| [0, 700, 701].contains(&position).then_some(Poison::BadRow));
+    assert_eq!(seen.refused.keys().collect::<Vec<_>>(), [&0, &700, &701]);
+    assert_eq!((seen.answered.len(), seen.calls), (1021, 6));
+    let seen = run(1024, |_| Some(Poison::BadRow));
+    assert_eq!((seen.refused.len(), seen.calls), (1024, 1025));
+}
+
+#[test]
+fn a_suspect_that_is_fine_alone_goes_through() {
+    let mut refused = 0;
+    bisect(
+        3,
+        TIMEOUT,
+        |range, _| {
+            let refusal = Refusal::new(RejectionKind::BadRow, "bad_row", "");
+            let fault = Fault { refusal, suspects: vec![1, 2] };
+            (if range.len() > 1 { Err(fault) } else { Ok(Answer::default()) }, Duration::ZERO)
+        },
+        |_, answer| refused += answer.refusals.len(),
+    );
+    assert_eq!(refused, 0);
 }
 
 #[test]
@@ -129,7 +163,7 @@ fn a_timeout_counts_at_the_second_time_only() {
         |_, deadline| {
             calls += 1;
             assert_eq!(deadline, TIMEOUT);
-            let late = || Err(Refusal::new(RejectionKind::Timeout, "timeout", "late"));
+            let late = || Err(Refusal::new(RejectionKind::Timeout, "timeout", "late").into());
             (if calls == 1 { late() } else { Ok(Answer::default()) }, TIMEOUT)
         },
         |_, answer| refused += answer.refusals.len(),

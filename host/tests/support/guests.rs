@@ -1,0 +1,148 @@
+//! Guests for tests: hostile ones from `testdata/guests`, real ones from `modules/`, and what runs them.
+//!
+//! Hostile guests are written in WebAssembly text, because they tell lies (ends that overlap, lists
+//! outside their memory) that no compiler would tell. They get their component type here, as an SDK
+//! would give it to them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+use sluice::domain::chunk::{Chunk, ChunkBuilder};
+use sluice::wasm::{ChainSettings, Limits, LoadError, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
+use wit_component::{StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+/// The contract as it stands.
+pub const CONTRACT: &str = include_str!("../../../guest-sdk/wit/module.wit");
+const PRELUDE: &str = include_str!("../../../testdata/guests/prelude.wat");
+const VALIDATOR: &str = include_str!("../../../testdata/guests/validator.wat");
+const MAPPER: &str = include_str!("../../../testdata/guests/mapper.wat");
+
+/// `wat`, a core module, with the component type of `world` in `contract`.
+pub fn typed(wat: &str, contract: &str, world: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(wat).expect("the guest is WebAssembly text");
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("module.wit", contract).expect("the contract is WIT");
+    let world = resolve.select_world(&[package], Some(world)).expect("the contract has the world");
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("embeds");
+    module
+}
+
+/// Text of a core module: the prelude, then `body`.
+pub fn with_prelude(body: &str) -> String {
+    format!("(module\n{PRELUDE}\n{body}\n)")
+}
+
+/// The hostile validator, after `change` to its text.
+pub fn hostile_validator(change: impl Fn(String) -> String) -> Vec<u8> {
+    typed(&change(with_prelude(VALIDATOR)), CONTRACT, "validator")
+}
+
+/// The hostile mapper, after `change` to its text.
+pub fn hostile_mapper(change: impl Fn(String) -> String) -> Vec<u8> {
+    typed(&change(with_prelude(MAPPER)), CONTRACT, "mapper")
+}
+
+/// Limits that tests reach quickly: 16 MiB and a tenth of a second.
+pub fn tight() -> Limits {
+    Limits {
+        memory_bytes: 16 << 20,
+        call_timeout: Duration::from_millis(100),
+        file_bytes: 8 << 20,
+        ..Limits::default()
+    }
+}
+
+/// One engine for the test process, as in production.
+pub fn engine() -> WasmEngine {
+    static ENGINE: OnceLock<WasmEngine> = OnceLock::new();
+    ENGINE.get_or_init(|| WasmEngine::new(8).expect("an engine")).clone()
+}
+
+/// A folder with modules, and the settings that load them.
+pub struct ModuleFolder {
+    folder: tempfile::TempDir,
+    /// Settings of the chain; change them before loading.
+    pub settings: ChainSettings,
+    /// Metrics of the chains loaded from here.
+    pub metrics: prometheus::Registry,
+    registry: ModuleRegistry,
+}
+
+impl ModuleFolder {
+    /// An empty folder of validators, and the hostile mapper.
+    pub fn new(limits: Limits) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let validators = folder.path().join("validators");
+        std::fs::create_dir(&validators).expect("a folder");
+        let metrics = prometheus::Registry::new();
+        let settings = ChainSettings {
+            pipeline: "tests".to_owned(),
+            validators: Some(validators),
+            mapper: folder.path().join("mapper.wasm"),
+            settings: BTreeMap::new(),
+            limits,
+        };
+        let registry =
+            ModuleRegistry::new(engine(), WasmMetrics::register(&metrics).expect("fresh registry"));
+        let this = Self { folder, settings, metrics, registry };
+        this.write("mapper.wasm", &hostile_mapper(|text| text));
+        this
+    }
+
+    /// Writes a file, by its path within the folder.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).expect("written");
+        path
+    }
+
+    /// Path of a file within the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Gives a module settings.
+    pub fn configure(&mut self, module: &str, settings: Value) {
+        self.settings.settings.insert(module.to_owned(), settings);
+    }
+
+    /// Loads the chain.
+    pub fn load(&self) -> Result<WasmChain, LoadError> {
+        self.registry.load_chain(&self.settings)
+    }
+
+    /// What a load says, without the folder's own name.
+    pub fn load_error(&self) -> String {
+        let error = self.load().expect_err("the chain must not load").to_string();
+        error.replace(&format!("{}/", self.folder.path().display()), "")
+    }
+}
+
+/// A chunk of these payloads at offsets from 100.
+pub fn chunk<P: AsRef<[u8]>>(payloads: impl IntoIterator<Item = P>) -> Chunk {
+    let mut builder = ChunkBuilder::new("purchases".into(), 3, 100);
+    for (offset, payload) in (100..).zip(payloads) {
+        builder.push(offset, 1_700_000_000_000, Some(b"key"), Some(payload.as_ref()), []);
+    }
+    builder.build()
+}
+
+/// A real module, built by cargo for wasm as `make modules` does.
+pub fn built(package: &str) -> PathBuf {
+    static BUILD: OnceLock<()> = OnceLock::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    BUILD.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = std::process::Command::new(cargo);
+        command.current_dir(root).args(["build", "--profile", "guest", "--target", "wasm32-unknown-unknown"]);
+        command.args(["--package", "purchase-rules", "--package", "purchase-rows"]);
+        let status = command.status().expect("cargo starts");
+        assert!(status.success(), "the modules do not build: run `make modules` and read what it says");
+    });
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    target.join("wasm32-unknown-unknown/guest").join(format!("{}.wasm", package.replace('-', "_")))
+}
