@@ -106,8 +106,7 @@ fn imports_that_nobody_offers() {
         text.replacen("(module", &format!("(module {import}"), 1)
     });
     let message = refused(&wasi);
-    assert_starts(&message, "imports ");
-    assert!(message.contains("wasi_snapshot_preview1"), "{message}");
+    assert_starts(&message, "imports `wasi_snapshot_preview1`, but modules get no imports");
     assert!(message.contains("build it for wasm32-unknown-unknown"), "{message}");
 
     // A component that asks for a clock, rightly typed.
@@ -242,13 +241,35 @@ fn tables_obeyed_and_violated() {
 
 #[test]
 fn instances_obeyed_and_violated() {
-    let bytes = hostile_validator(|text| text);
+    // A part of its own for one import: several core instances once it is put together.
+    let importing =
+        hostile_validator(|text| text.replacen("(module", r#"(module (import "part" "run" (func $run))"#, 1));
+    let part = typed(r#"(module (func (export "run")))"#, "package a:part; world part {}", "part");
+    let component = wit_component::ComponentEncoder::default()
+        .module(&importing)
+        .and_then(|encoder| encoder.adapter("part", &part))
+        .and_then(|mut encoder| encoder.encode())
+        .expect("encodes");
     let limits = |instances| Limits { instances, ..tight() };
-    let modules = ModuleFolder::new(limits(1));
-    modules.write("validators/rule.wasm", &bytes);
-    modules.load().unwrap_or_else(|error| panic!("{error}"));
-    let message = refused_within(&bytes, limits(0));
-    assert_starts(&message, "does not fit this host: resource limit exceeded: instance count too high at 1");
+    let loads = |instances| {
+        let modules = ModuleFolder::new(limits(instances));
+        modules.write("validators/rule.wasm", &component);
+        modules.load().is_ok()
+    };
+    let parts = (1..=8).find(|instances| loads(*instances)).expect("loads with enough instances");
+    assert!(parts > 1);
+    let message = refused_within(&component, limits(parts - 1));
+    assert_starts(&message, "does not fit this host: resource limit exceeded: instance count too high");
+}
+
+#[test]
+fn limits_that_cannot_hold() {
+    let limits = Limits { output_bytes_per_record: usize::MAX, ..tight() };
+    let message = refused_within(&hostile_validator(|text| text), limits);
+    assert_starts(
+        &message,
+        "cannot be held to its limits: output_bytes_per_record is 18446744073709551615; set",
+    );
 }
 
 #[test]

@@ -111,6 +111,9 @@ pub enum ModuleFault {
     /// The right name with other types, or too many parts.
     #[error("does not fit this host: {0}; rebuild it with the SDK of this host")]
     Unfit(String),
+    /// Limits that cannot hold.
+    #[error("cannot be held to its limits: {0}")]
+    Limits(String),
     /// Settings that are not an object.
     #[error("has settings that are not a map of names to values, but {0}")]
     Settings(&'static str),
@@ -173,6 +176,9 @@ impl Module {
         settings: &Value,
         limits: &Limits,
     ) -> Result<Self, ModuleFault> {
+        if let Some(problem) = limits.problems().into_iter().next() {
+            return Err(ModuleFault::Limits(problem));
+        }
         let settings = canonical_settings(settings)?;
         let revision = revision(&bytes, &settings);
         if bytes.len() > limits.file_bytes {
@@ -305,10 +311,12 @@ fn wrap(module: &[u8]) -> Result<Vec<u8>, ModuleFault> {
         .and_then(|mut encoder| encoder.encode())
         .map_err(|error| {
             let reason = format!("{error:#}");
-            if reason.contains("import") {
-                ModuleFault::Imports { names: reason }
-            } else {
-                ModuleFault::Wrap(format!("{reason}; rebuild it with the SDK of this host"))
+            // The last thing named is what nothing offers.
+            match reason.rsplit('`').nth(1) {
+                Some(name) if reason.contains("import") => {
+                    ModuleFault::Imports { names: format!("`{name}`") }
+                }
+                _ => ModuleFault::Wrap(format!("{reason}; rebuild it with the SDK of this host")),
             }
         })
 }
