@@ -37,7 +37,7 @@ use crate::pipeline::trouble::Trouble;
 use crate::pipeline::workers::Workers;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
-use crate::wasm::{ChainSettings, Limits, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
+use crate::wasm::{ChainSettings, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
 
 /// Events under way between the threads of a pipeline and its flow.
 const EVENTS: usize = 1024;
@@ -202,14 +202,7 @@ async fn cancelled(token: CancellationToken) {
 
 /// Settings of the ClickHouse adapter.
 pub fn clickhouse_settings(config: &Config) -> ClickHouseSettings {
-    ClickHouseSettings {
-        url: config.clickhouse.url.clone(),
-        database: config.clickhouse.database.clone(),
-        user: config.clickhouse.user.clone(),
-        password: config.clickhouse.password.clone(),
-        request_timeout: config.clickhouse.request_timeout,
-        ..ClickHouseSettings::default()
-    }
+    ClickHouseSettings::from(&config.clickhouse)
 }
 
 /// Settings of a pipeline's chain.
@@ -219,11 +212,7 @@ pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettin
         validators: pipeline.validators.clone(),
         mapper: pipeline.mapper.clone(),
         settings: pipeline.settings.clone(),
-        limits: Limits {
-            memory_bytes: config.modules.memory as usize,
-            call_timeout: config.modules.call_timeout,
-            ..Limits::default()
-        },
+        limits: config.modules.clone(),
     }
 }
 

@@ -24,9 +24,10 @@ use std::time::Duration;
 
 pub use error::{ConfigErrors, ConfigFault};
 
-pub use crate::clickhouse::settings::ClickHouseSettings;
+pub use crate::clickhouse::settings::{ClickHouseSettings, TransferCompression};
 pub use crate::domain::secret::Secret;
 pub use crate::kafka::client::KafkaSettings;
+pub use crate::wasm::Limits;
 
 /// Everything that Sluice can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,8 +42,8 @@ pub struct Config {
     pub logging: LoggingConfig,
     /// What the whole process may use.
     pub resources: ResourcesConfig,
-    /// What one call of a module may use.
-    pub modules: ModulesConfig,
+    /// What each module may take.
+    pub modules: Limits,
     /// By name; at least one.
     pub pipelines: Vec<PipelineConfig>,
 }
@@ -60,6 +61,10 @@ pub struct ClickHouseConfig {
     pub password: Secret,
     /// Longest wait for an answer.
     pub request_timeout: Duration,
+    /// Compression of inserts and answers.
+    pub compression: TransferCompression,
+    /// ClickHouse settings that go with every statement.
+    pub settings: BTreeMap<String, String>,
     /// Directory of the migrations.
     pub migrations: PathBuf,
     /// Whether `sluice run` applies them before it starts.
@@ -74,7 +79,8 @@ impl From<&ClickHouseConfig> for ClickHouseSettings {
             user: config.user.clone(),
             password: config.password.clone(),
             request_timeout: config.request_timeout,
-            ..Self::default()
+            compression: config.compression,
+            server_settings: config.settings.clone(),
         }
     }
 }
@@ -125,15 +131,6 @@ impl ResourcesConfig {
             workers => workers,
         }
     }
-}
-
-/// What one call of a module may use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModulesConfig {
-    /// Most linear memory of an instance, in bytes.
-    pub memory: u64,
-    /// Longest time that a call (one chunk) may take.
-    pub call_timeout: Duration,
 }
 
 /// One topic (or several) -> chain -> tables.

@@ -28,6 +28,8 @@ pub(super) fn read(
     let is_in_file = |value: &Value| only_variable(value).is_none();
     let in_file: Vec<String> =
         entries.iter().filter(|(_, value)| is_in_file(value)).map(|(name, _)| name.clone()).collect();
+    // Pipelines share the budget evenly.
+    let share = resources.in_flight_bytes / in_file.len().max(1) as u64;
     let mut pipelines: Vec<PipelineConfig> = Vec::new();
     for (name, value) in entries {
         let path = format!("pipelines.{name}");
@@ -49,7 +51,7 @@ pub(super) fn read(
             );
         }
         let section = root.below(&["pipelines", &name], value);
-        let pipeline = pipeline(name, section, base, files, resources, &pipelines);
+        let pipeline = pipeline(name, section, base, files, share, &pipelines);
         pipelines.push(pipeline);
     }
     if in_file.is_empty() {
@@ -72,7 +74,7 @@ fn pipeline(
     mut section: Section<'_>,
     base: &Path,
     files: ModuleFiles,
-    resources: &ResourcesConfig,
+    in_flight_share: u64,
     earlier: &[PipelineConfig],
 ) -> PipelineConfig {
     let topics = topics(&mut section, &name);
@@ -102,7 +104,7 @@ fn pipeline(
     }
     let settings = settings(&mut section);
     let tables = tables(&mut section);
-    let batch = batch(section.section("batch"), resources);
+    let batch = batch(section.section("batch"), in_flight_share);
     section.finish();
     PipelineConfig {
         name,
@@ -257,20 +259,20 @@ fn tables(section: &mut Section<'_>) -> BTreeMap<String, String> {
     tables
 }
 
-fn batch(mut section: Section<'_>, resources: &ResourcesConfig) -> BatchConfig {
+fn batch(mut section: Section<'_>, in_flight_share: u64) -> BatchConfig {
     let config = BatchConfig {
         rows: within(&mut section, "rows", "100000", 1, MOST_ROWS) as usize,
         bytes: bytes_within(&mut section, "bytes", "32MiB", 1 << 10, MOST_BYTES),
         linger: positive(&mut section, "linger", "1s"),
         concurrent_inserts: within(&mut section, "concurrent_inserts", "2", 1, 64) as usize,
     };
-    if config.bytes > resources.in_flight_bytes {
+    if config.bytes > in_flight_share {
         section.refuse(
             "bytes",
             format!(
-                "{} is more than the {} that may be in flight, so a batch would never fill",
+                "{} is more than the {} that this pipeline may have in flight, so a batch would never fill",
                 show_bytes(config.bytes),
-                show_bytes(resources.in_flight_bytes)
+                show_bytes(in_flight_share)
             ),
             "lower it, or raise resources.in_flight_bytes".to_owned(),
         );

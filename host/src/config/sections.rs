@@ -9,8 +9,8 @@ use config::ValueKind;
 use super::reader::{Section, read_secret};
 use super::values::{ByteSize, Leaf, Refusal, Scalar, show_bytes, word};
 use super::{
-    AdminConfig, ClickHouseConfig, Config, LogFormat, LoggingConfig, ModuleFiles, ModulesConfig,
-    ResourcesConfig, pipelines,
+    AdminConfig, ClickHouseConfig, Config, Limits, LogFormat, LoggingConfig, ModuleFiles, ResourcesConfig,
+    TransferCompression, pipelines,
 };
 use crate::kafka::client::{KafkaSettings, Properties, check_property, is_secret, owner};
 
@@ -48,9 +48,9 @@ fn kafka(mut section: Section<'_>, base: &Path) -> KafkaSettings {
             },
             (ValueKind::String(text), None) => text.clone(),
             // 00123 arrives as 123: a number is no secret that could be trusted.
-            (ValueKind::I64(number), None) if !is_secret(&name) => number.to_string(),
-            (ValueKind::Float(number), None) if !is_secret(&name) => number.to_string(),
-            (ValueKind::Boolean(value), None) if !is_secret(&name) => value.to_string(),
+            (kind, None) if !is_secret(&name) && scalar_text(kind).is_some() => {
+                scalar_text(kind).unwrap_or_default()
+            }
             (ValueKind::Table(_), _) => {
                 refuse(
                     "a property is expected here".to_owned(),
@@ -90,6 +90,8 @@ fn clickhouse(mut section: Section<'_>, base: &Path) -> ClickHouseConfig {
         user: section.read("user", "default"),
         password: section.secret("password", "password_file", base),
         request_timeout: positive(&mut section, "request_timeout", "30s"),
+        compression: section.read("compression", "lz4"),
+        settings: server_settings(&mut section),
         migrations: base.join(section.read::<String>("migrations", "migrations")),
         migrate_at_start: section.read("migrate_at_start", "true"),
     };
@@ -104,6 +106,60 @@ fn clickhouse(mut section: Section<'_>, base: &Path) -> ClickHouseConfig {
     }
     section.finish();
     config
+}
+
+impl Leaf for TransferCompression {
+    const KIND: &'static str = "lz4 or none";
+
+    fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
+        word(scalar, &[("lz4", Self::Lz4), ("none", Self::None)])
+    }
+}
+
+/// Settings that Sluice sends itself, and why.
+const OWN_SETTINGS: [(&str, &str); 12] = [
+    ("database", "use clickhouse.database"),
+    ("user", "use clickhouse.user"),
+    ("password", "use clickhouse.password"),
+    ("async_insert", "an answer has to mean that the rows are stored"),
+    ("wait_for_async_insert", "an answer has to mean that the rows are stored"),
+    ("insert_deduplicate", "an INSERT that is sent again may add nothing"),
+    ("insert_deduplication_token", "an INSERT that is sent again may add nothing"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "an INSERT that is sent again may add nothing"),
+    ("max_insert_block_size", "a batch is one block"),
+    ("min_insert_block_size_rows", "a batch is one block"),
+    ("min_insert_block_size_bytes", "a batch is one block"),
+    ("default_format", "Sluice chooses the formats that it reads"),
+];
+
+fn server_settings(section: &mut Section<'_>) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    for (name, value) in section.named("settings", "map of ClickHouse settings") {
+        let refuse = |problem: String, cure: &str| {
+            section.refuse_entry(&format!("settings.{name}"), value.origin(), problem, cure.to_owned());
+        };
+        if let Some((_, reason)) = OWN_SETTINGS.iter().find(|(own, _)| *own == name) {
+            refuse(format!("Sluice sends this setting itself: {reason}"), "remove it");
+            continue;
+        }
+        match scalar_text(&value.kind) {
+            Some(text) => drop(settings.insert(name, text)),
+            None if matches!(value.kind, ValueKind::Nil) => {}
+            None => refuse("not a single value".to_owned(), "write a text, a number, true or false"),
+        }
+    }
+    settings
+}
+
+/// A single value as the text that Kafka and ClickHouse take their settings in.
+fn scalar_text(kind: &ValueKind) -> Option<String> {
+    match kind {
+        ValueKind::String(text) => Some(text.clone()),
+        ValueKind::I64(number) => Some(number.to_string()),
+        ValueKind::Float(number) => Some(number.to_string()),
+        ValueKind::Boolean(value) => Some(value.to_string()),
+        _ => None,
+    }
 }
 
 fn check_url(url: &str) -> Result<(), (&'static str, &'static str)> {
@@ -176,14 +232,39 @@ fn resources(mut section: Section<'_>) -> ResourcesConfig {
     config
 }
 
-fn modules(mut section: Section<'_>) -> ModulesConfig {
-    let config = ModulesConfig {
-        // Two wasm pages are the least that a module of any language starts with; wasm32 ends at 4 GiB.
-        memory: bytes_within(&mut section, "memory", "64MiB", 128 << 10, 4 << 30),
-        call_timeout: positive(&mut section, "call_timeout", "1s"),
+fn modules(mut section: Section<'_>) -> Limits {
+    let limits = Limits {
+        // A wasm page is the least that a memory can grow by; wasm32 ends at 4 GiB.
+        memory_bytes: bytes_within(&mut section, "memory", "64MiB", 64 << 10, 4 << 30) as usize,
+        call_timeout: call_timeout(&mut section),
+        file_bytes: bytes_within(&mut section, "file_bytes", "64MiB", 1, 1 << 30) as usize,
+        output_bytes_per_record: bytes_within(
+            &mut section,
+            "output_bytes_per_record",
+            "1MiB",
+            1,
+            (4 << 20) - 1,
+        ) as usize,
+        rows_per_record: within(&mut section, "rows_per_record", "10000", 1, 1_000_000) as u32,
+        table_elements: within(&mut section, "table_elements", "65536", 1, 65_536) as usize,
+        instances: within(&mut section, "instances", "32", 1, 1_000) as usize,
     };
+    // The bounds above are the engine's; should it have others, it says so itself.
+    for problem in limits.problems() {
+        section.refuse("memory", problem, "see docs/CONFIGURATION.md".to_owned());
+    }
     section.finish();
-    config
+    limits
+}
+
+fn call_timeout(section: &mut Section<'_>) -> Duration {
+    let timeout = positive(section, "call_timeout", "1s");
+    if !(Duration::from_millis(10)..=Duration::from_secs(600)).contains(&timeout) {
+        let problem = format!("{} is out of range", humantime::format_duration(timeout));
+        section.refuse("call_timeout", problem, "write a duration from 10ms to 10m".to_owned());
+        return Section::stand_in("1s");
+    }
+    timeout
 }
 
 /// A whole number between two bounds, both allowed.

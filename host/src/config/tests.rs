@@ -49,12 +49,14 @@ clickhouse:
   password: 123
   password_file: nowhere
   request_timeout: 30
+  compression: gzip
+  settings: {async_insert: 1, insert_quorum: [1]}
   migrations: elsewhere
   migrate_at_start: "yes"
 admin: {listen: 'localhost:9464'}
 logging: {level: inof, format: pretty}
 resources: {workers: -1, in_flight_bytes: 1MB, drain_timeout: 0s}
-modules: {memory: 64 megabytes}
+modules: {memory: 64 megabytes, call_timeout: 1ms, output_bytes_per_record: 5MiB}
 pipelines:
   purchases:
     topics: [purchases, "^pur.*", purchases, purchases.dead-letters]
@@ -124,7 +126,7 @@ fn variables_override_the_file_and_find_names_they_cannot_spell() {
     assert_eq!(config.clickhouse.password.reveal(), "00123");
     assert_eq!(config.clickhouse.user, "default", "an empty variable is not set");
     assert!(!config.clickhouse.migrate_at_start);
-    assert_eq!(config.modules.memory, 1 << 20);
+    assert_eq!(config.modules.memory_bytes, 1 << 20);
 }
 
 #[test]
@@ -166,6 +168,19 @@ fn a_secret_comes_from_its_file_and_is_never_shown() {
 }
 
 #[test]
+fn a_batch_has_to_fit_its_pipelines_share_of_what_is_in_flight() {
+    let two = "resources: {in_flight_bytes: 60MiB}\n\
+               pipelines: {a: {topics: a, mapper: rows.wasm}, b: {topics: b, mapper: rows.wasm}}";
+    let refused = complaints(two, &[]);
+    assert!(
+        refused.contains("pipelines.a.batch.bytes") && refused.contains("pipelines.b.batch.bytes"),
+        "{refused}"
+    );
+    assert!(refused.contains("32MiB is more than the 30MiB"), "{refused}");
+    read(two, &[("SLUICE__RESOURCES__IN_FLIGHT_BYTES", "64MiB")]).expect("enough for both");
+}
+
+#[test]
 fn paths_start_at_the_configuration_file() {
     let directory = directory();
     let path = directory.path().join("sluice.yaml");
@@ -204,6 +219,12 @@ fn the_shipped_file_says_what_the_defaults_are() {
     assert_eq!(config.logging, defaults.logging);
     assert_eq!(config.resources, defaults.resources);
     assert_eq!(config.modules, defaults.modules);
+    assert_eq!(config.modules, Limits::default(), "the wasm host has the same defaults");
+    assert_eq!(
+        ClickHouseSettings::from(&config.clickhouse),
+        ClickHouseSettings::default(),
+        "and ClickHouse's"
+    );
     assert_eq!(config.clickhouse, defaults.clickhouse);
     let (shipped, default) = (&config.pipelines[0], &defaults.pipelines[0]);
     assert_eq!(shipped.batch, default.batch);
