@@ -1,0 +1,49 @@
+//! The dashboard and the alerts ask for metrics that exist: every `sluice_*` name in
+//! `config/prometheus` and `config/grafana` is a name that the host registers.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What Prometheus makes of a histogram.
+const HISTOGRAM_SUFFIXES: [&str; 3] = ["_bucket", "_sum", "_count"];
+
+fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { files_below(&path, found) } else { found.push(path) }
+    }
+}
+
+/// The words of `text` that start like one of our metrics.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("sluice_"))
+}
+
+#[test]
+fn dashboards_and_alerts_name_metrics_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Vec::new();
+    files_below(&root.join("src"), &mut sources);
+    let sources: Vec<String> =
+        sources.iter().map(|path| std::fs::read_to_string(path).expect("text")).collect();
+    let registered: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| source.split('"').skip(1).step_by(2))
+        .filter(|literal| literal.starts_with("sluice_"))
+        .collect();
+
+    let mut configuration = Vec::new();
+    files_below(&root.join("../config/prometheus"), &mut configuration);
+    files_below(&root.join("../config/grafana"), &mut configuration);
+    let mut asked = 0;
+    for path in configuration {
+        let text = std::fs::read_to_string(&path).expect("text");
+        for name in names(&text) {
+            asked += 1;
+            let histogram = HISTOGRAM_SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix));
+            let known = registered.contains(name) || histogram.is_some_and(|name| registered.contains(name));
+            assert!(known, "{} asks for {name}, which nobody registers", path.display());
+        }
+    }
+    assert!(asked > 20, "the files were read: {asked} names");
+}
