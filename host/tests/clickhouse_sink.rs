@@ -110,7 +110,8 @@ async fn rows_of_every_type_are_read_back_as_they_were_sent() {
 
     // What DESCRIBE shows is what the parser prints, for every type.
     let described =
-        text(&client, "SELECT type FROM system.columns WHERE table = 't' ORDER BY position").await;
+        text(&client, "SELECT type FROM system.columns WHERE database = 'round_trip' ORDER BY position")
+            .await;
     let canonical: Vec<String> =
         samples.iter().map(|(name, ..)| ColumnType::parse(name).expect("known").to_string()).collect();
     assert_eq!(described.lines().collect::<Vec<_>>(), canonical);
@@ -162,7 +163,7 @@ async fn a_token_is_taken_once_and_a_batch_is_one_block() {
     let families = registry.gather();
     let value = |name: &str| {
         let family = families.iter().find(|family| family.name() == name).expect("the metric is there");
-        family.get_metric()[0].get_counter().value()
+        family.get_metric()[0].get_counter().get_value()
     };
     assert_eq!(value("sluice_clickhouse_inserted_rows_total"), 10.0 + rows as f64);
     assert_eq!(value("sluice_clickhouse_insert_bytes_total"), 30.0 + body.len() as f64);
@@ -212,7 +213,7 @@ async fn bad_rows_are_permanent() {
     let errors = families.iter().find(|family| family.name() == "sluice_clickhouse_errors_total");
     let permanent = errors.expect("the metric is there").get_metric().iter();
     let permanent = permanent.filter(|metric| metric.get_label()[0].value() == "false");
-    assert_eq!(permanent.map(|metric| metric.get_counter().value()).sum::<f64>(), 3.0);
+    assert_eq!(permanent.map(|metric| metric.get_counter().get_value()).sum::<f64>(), 3.0);
 }
 
 #[tokio::test]
@@ -273,7 +274,7 @@ async fn an_output_is_checked_against_the_real_table() {
     let settings = database("schema_check").await;
     let client = settings.client();
     let (sink, _) = sink(&settings);
-    let create = "CREATE TABLE t (a UInt8, n Nullable(String), d DateTime DEFAULT now(), \
+    let create = "CREATE TABLE t (a UInt8, n Nullable(String), w UInt16 DEFAULT 1, d DateTime DEFAULT now(), \
                   m UInt8 MATERIALIZED a + 1, l UInt8 ALIAS a, _topic LowCardinality(String), \
                   _partition UInt32, _offset UInt64, _revision String) ENGINE = MergeTree ORDER BY a \
                   SETTINGS non_replicated_deduplication_window = 123";
@@ -295,8 +296,12 @@ async fn an_output_is_checked_against_the_real_table() {
     assert_eq!(message.lines().count(), 6, "{message}");
     // The cures that are statements mend what they say they mend.
     execute(&client, "ALTER TABLE `t` ADD COLUMN `x` Date").await;
-    execute(&client, "ALTER TABLE `t` MODIFY COLUMN `n` String").await;
-    sink.bind("t", &output(&[("x", "Date"), ("n", "String")])).await.expect("it fits now");
+    let wider = output(&[("x", "Date"), ("w", "UInt32")]);
+    let message = sink.bind("t", &wider).await.expect_err("it does not fit").to_string();
+    let cure = "ALTER TABLE `t` MODIFY COLUMN `w` UInt32";
+    assert!(message.ends_with(cure), "{message}");
+    execute(&client, cure).await;
+    sink.bind("t", &wider).await.expect("it fits now");
 
     let schema = TableSchema::read(&client, "t").await.expect("it is there");
     assert_eq!(schema.deduplication_window, Some(123));

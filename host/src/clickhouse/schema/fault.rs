@@ -111,11 +111,16 @@ impl SchemaFault {
                  the mapper's output",
                 Quoted(column)
             ),
-            Self::Type { column, declared, found, reason } => format!(
-                "column `{column}` is {found} in the table but {declared} in the mapper's output ({reason}): \
-                 declare {found} in the mapper, or {alter} MODIFY COLUMN {} {declared}",
-                Quoted(column)
-            ),
+            Self::Type { column, declared, found, reason } => {
+                // ClickHouse wants to know what becomes of the nulls that are there.
+                let nulls = found.starts_with("Nullable(") && !declared.starts_with("Nullable(");
+                let default = if nulls { " DEFAULT (what a null becomes)" } else { "" };
+                format!(
+                    "column `{column}` is {found} in the table but {declared} in the mapper's output ({reason}): \
+                     declare {found} in the mapper, or {alter} MODIFY COLUMN {} {declared}{default}",
+                    Quoted(column)
+                )
+            }
             Self::Computed { column, kind } => {
                 let kind = if *kind == DefaultKind::Alias { "ALIAS" } else { "MATERIALIZED" };
                 format!(

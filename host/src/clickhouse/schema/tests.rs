@@ -58,6 +58,7 @@ fn every_fault_is_told_with_its_cure() {
         ("month", "UInt16", DefaultKind::Alias),
         ("note", "JSON", DefaultKind::None),
         ("twice", "String", DefaultKind::None),
+        ("optional", "Nullable(String)", DefaultKind::None),
         ("_offset", "String", DefaultKind::None),
     ]);
     let columns = [
@@ -68,6 +69,7 @@ fn every_fault_is_told_with_its_cure() {
         ("lost", "Date"),
         ("twice", "String"),
         ("twice", "String"),
+        ("optional", "String"),
         ("_topic", "String"),
     ];
     let message = table.bind(&output(&columns)).unwrap_err().to_string();
@@ -80,13 +82,14 @@ fn every_fault_is_told_with_its_cure() {
         "column `note` is JSON in the table but String in the mapper's output (JSON cannot be filled from a module",
         "column `lost` is not in the table: ALTER TABLE `shop`.`purchases` ADD COLUMN `lost` Date, or",
         "column `twice` stands twice",
+        "MODIFY COLUMN `optional` String DEFAULT (what a null becomes)\n",
         "column `_topic` is filled by the host",
         "provenance column `_offset` is String in the table but must be Int64 or UInt64: \
          ALTER TABLE `shop`.`purchases` MODIFY COLUMN `_offset` Int64",
     ] {
         assert!(message.contains(expected), "{expected}\nis not in\n{message}");
     }
-    assert_eq!(message.lines().count(), 9);
+    assert_eq!(message.lines().count(), 10);
 }
 
 #[test]
