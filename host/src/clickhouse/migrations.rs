@@ -19,7 +19,7 @@ use clickhouse::{Client, Row};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::exception::ServerError;
+use super::exception::{ServerError, Trouble};
 use super::settings::ClickHouseSettings;
 use super::table_name::Quoted;
 use crate::domain::retry::Retryability;
@@ -125,10 +125,12 @@ pub enum MigrationError {
 }
 
 impl MigrationError {
-    /// Whether waiting may help: only where ClickHouse could not be reached or had other trouble.
+    /// Whether waiting may help: only where ClickHouse could not be reached or had trouble of its own.
     pub fn retryability(&self) -> Retryability {
         match self {
             Self::Server { error, .. } => error.trouble.retryability(),
+            // A mistake in a file stays one; only a server that went away meanwhile comes back.
+            Self::Statement { error, .. } if error.trouble == Trouble::Server => Retryability::Retry,
             Self::LockLost => Retryability::Retry,
             _ => Retryability::Permanent,
         }
@@ -436,6 +438,19 @@ mod tests {
         assert!(message.contains("`0001_a.sql` was changed after it was applied"), "{message}");
         assert!(message.contains("2026-01-02") && message.contains(&then.all()[0].checksum[..12]));
         assert!(message.contains("put the change into a new migration"));
+    }
+
+    #[test]
+    fn only_the_servers_trouble_is_waited_out() {
+        let failed = |trouble| {
+            let error = ServerError { trouble, code: None, message: "no".into() };
+            MigrationError::Statement { file: "0001_a.sql".into(), line: 1, error }.retryability()
+        };
+        assert_eq!(failed(Trouble::Server), Retryability::Retry);
+        for trouble in [Trouble::Schema, Trouble::Data, Trouble::Unknown, Trouble::Access] {
+            assert_eq!(failed(trouble), Retryability::Permanent, "{trouble:?}");
+        }
+        assert_eq!(MigrationError::LockLost.retryability(), Retryability::Retry);
     }
 
     #[test]
