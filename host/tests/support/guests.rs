@@ -131,18 +131,16 @@ pub fn chunk<P: AsRef<[u8]>>(payloads: impl IntoIterator<Item = P>) -> Chunk {
     builder.build()
 }
 
-/// A real module, built by cargo for wasm as `make modules` does.
-pub fn built(package: &str) -> PathBuf {
+/// The folder of the purchase pipeline's modules, built as `make modules` does:
+/// `validators/purchase-rules.wasm` and `purchase-rows.wasm`.
+pub fn purchase_modules() -> PathBuf {
     static BUILD: OnceLock<()> = OnceLock::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     BUILD.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = std::process::Command::new(cargo);
-        command.current_dir(root).args(["build", "--profile", "guest", "--target", "wasm32-unknown-unknown"]);
-        command.args(["--package", "purchase-rules", "--package", "purchase-rows"]);
-        let status = command.status().expect("cargo starts");
-        assert!(status.success(), "the modules do not build: run `make modules` and read what it says");
+        let mut command = std::process::Command::new(root.join("deploy/modules.sh"));
+        let output = command.arg("build").output().expect("deploy/modules.sh starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the modules do not build, see `make modules`: {said}");
     });
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    target.join("wasm32-unknown-unknown/guest").join(format!("{}.wasm", package.replace('-', "_")))
+    root.join("target/modules/purchases")
 }
