@@ -28,8 +28,8 @@ fi
 
 [[ $(uname -s)-$(uname -m) == Linux-x86_64 ]] ||
     fail "this version of libchdb is for Linux on x86_64 only; use a ClickHouse server instead"
-for tool in npm openssl tar; do
-    command -v "$tool" >/dev/null || fail "$tool is missing; install it (Debian: apt-get install npm openssl tar) and run this again"
+for tool in npm sha512sum tar; do
+    command -v "$tool" >/dev/null || fail "$tool is missing; install it (Debian: apt-get install npm coreutils tar) and run this again"
 done
 
 mkdir -p "$folder"
@@ -47,9 +47,10 @@ if [[ ! -f $tarball ]]; then
 fi
 
 say "checking and unpacking it"
-actual=$(openssl dgst -sha512 -binary "$tarball" | openssl base64 -A)
-[[ $actual == "$integrity" ]] ||
-    fail "the tarball $tarball is not the expected one (sha512 $actual, expected $integrity); remove it and run this again"
+expected=$(base64 -d <<<"$integrity" | od -An -v -tx1 | tr -d ' \n')
+actual=$(sha512sum < "$tarball" | cut -d ' ' -f 1)
+[[ $actual == "$expected" ]] ||
+    fail "the tarball $tarball is not the expected one (sha512 $actual, expected $expected); remove it and run this again"
 tar -xzf "$tarball" -C "$work" --no-same-owner package/libchdb.so
 mv -f "$work/package/libchdb.so" "$library"
 printf '%s\n' "$version" > "$work/version"
