@@ -74,6 +74,8 @@ impl Outcome {
 /// A partition as the ledger sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
+    /// Where the group went on reading when the partition was assigned, once that is known.
+    pub resumed: Option<i64>,
     /// Offset of the next record to consume, once one was consumed.
     pub next_offset: Option<i64>,
     /// Offset up to which everything is settled, once something is.
@@ -87,6 +89,11 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Where a new owner would go on reading, as far as it is known.
+    pub fn position(&self) -> Option<i64> {
+        self.committed.or(self.resumed)
+    }
+
     /// Records on their way.
     pub fn in_flight(&self) -> u64 {
         self.consumed - self.outcome.records()
@@ -137,6 +144,13 @@ impl Ledger {
     /// Whether the partition is ours under this very assignment.
     pub fn owns(&self, partition: &PartitionId, epoch: Epoch) -> bool {
         self.partitions.get(partition).is_some_and(|ledger| ledger.epoch == epoch)
+    }
+
+    /// Records where the group goes on reading the partition.
+    pub fn resume(&mut self, partition: &PartitionId, epoch: Epoch, offset: i64) {
+        if let Some(ledger) = self.current(partition, epoch) {
+            ledger.standing.resumed = Some(offset);
+        }
     }
 
     /// Records that `records` records up to `end` were taken in. Returns false, and changes

@@ -11,6 +11,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::Offset;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
@@ -34,6 +35,8 @@ const READ_TIMEOUT: Duration = Duration::from_millis(20);
 const BUILDER_AGE: Duration = Duration::from_millis(20);
 /// How often the ends of the partitions and the state of the brokers are looked at.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait for an answer about offsets; the intake reads nothing meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What an intake is to do.
 #[derive(Clone, Debug)]
@@ -114,7 +117,8 @@ impl Intake {
             .name("kafka-intake".into())
             .spawn({
                 let (consumer, state) = (consumer.clone(), state.clone());
-                move || Reader { consumer, state, with, told: Vec::new() }.run()
+                let from_latest = settings.start == "latest";
+                move || Reader { consumer, state, with, from_latest, told: Vec::new() }.run()
             })
             .map_err(|error| {
                 KafkaError::ClientCreation(format!("cannot start the intake thread: {error}"))
@@ -168,6 +172,8 @@ struct Slot {
     id: PartitionId,
     epoch: Epoch,
     next_sequence: u64,
+    /// Whether the flow knows where the group goes on reading.
+    resumed: bool,
     builder: Option<(ChunkBuilder, Instant)>,
 }
 
@@ -210,7 +216,7 @@ impl GroupContext {
             let id = PartitionId { topic: element.topic().into(), partition: element.partition() };
             slots.slots.retain(|slot| slot.id != id);
             assigned.push((id.clone(), epoch));
-            slots.slots.push(Slot { id, epoch, next_sequence: 0, builder: None });
+            slots.slots.push(Slot { id, epoch, next_sequence: 0, resumed: false, builder: None });
         }
         drop(slots);
         self.set_trouble(None);
@@ -264,6 +270,8 @@ struct Reader {
     consumer: Arc<GroupConsumer>,
     state: Arc<AtomicU8>,
     with: IntakeCollaborators,
+    /// Whether a group without committed offsets starts at the end.
+    from_latest: bool,
     told: Vec<String>,
 }
 
@@ -385,7 +393,48 @@ impl Reader {
         }
     }
 
+    /// Tells the flow where the group goes on reading partitions that are new here. A failure is
+    /// met again at the next survey.
+    fn tell_resumed(&self) -> Result<(), KafkaError> {
+        let context = self.consumer.context();
+        let fresh: Vec<(PartitionId, Epoch)> = context
+            .slots()
+            .slots
+            .iter()
+            .filter(|slot| !slot.resumed)
+            .map(|slot| (slot.id.clone(), slot.epoch))
+            .collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let mut request = TopicPartitionList::with_capacity(fresh.len());
+        for (id, _) in &fresh {
+            request.add_partition(&id.topic, id.partition);
+        }
+        let committed = self.consumer.committed_offsets(request, ANSWER_TIMEOUT)?;
+        let mut resumed = Vec::new();
+        for (id, epoch) in fresh {
+            let offset = match committed.find_partition(&id.topic, id.partition).map(|found| found.offset()) {
+                Some(Offset::Offset(offset)) => offset,
+                _ => {
+                    let (low, high) =
+                        self.consumer.fetch_watermarks(&id.topic, id.partition, ANSWER_TIMEOUT)?;
+                    if self.from_latest { high } else { low }
+                }
+            };
+            resumed.push((id, epoch, offset));
+        }
+        for slot in &mut context.slots().slots {
+            slot.resumed |= resumed.iter().any(|(id, epoch, _)| *id == slot.id && *epoch == slot.epoch);
+        }
+        self.send(Event::Resumed(resumed));
+        Ok(())
+    }
+
     fn survey(&mut self) {
+        if let Err(error) = self.tell_resumed() {
+            tracing::debug!(%error, "the committed offsets are not known yet");
+        }
         let context = self.consumer.context();
         let slots = context.slots();
         let ends: Vec<_> = slots

@@ -56,6 +56,9 @@ pub enum Event {
         /// Dropped or sent to when they may go.
         release: std::sync::mpsc::SyncSender<()>,
     },
+    /// Where the group goes on reading assigned partitions: the committed offset, or where the
+    /// configuration lets a group start that has none.
+    Resumed(Vec<(PartitionId, Epoch, i64)>),
     /// A chunk was taken in; its verdicts follow.
     Consumed {
         /// Partition.

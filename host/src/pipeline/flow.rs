@@ -219,6 +219,11 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         match event {
             Event::Assigned(partitions) => self.assign(partitions),
             Event::Revoked { partitions, lost, release } => self.revoke(partitions, lost, release),
+            Event::Resumed(offsets) => {
+                for (partition, epoch, offset) in offsets {
+                    self.ledger.resume(&partition, epoch, offset);
+                }
+            }
             Event::Consumed { partition, epoch, records, end } => {
                 if self.ledger.consume(&partition, epoch, records, end) {
                     self.count(&self.metrics.consumed, &partition, records);
@@ -433,7 +438,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
 
     fn partition_status(&self, id: &PartitionId, standing: &Standing) -> PartitionStatus {
         let end = self.end_offsets.get(id);
-        let lag = end.zip(standing.committed).map(|(end, committed)| (end - committed).max(0));
+        let lag = end.zip(standing.position()).map(|(end, position)| (end - position).max(0));
         let number = id.partition.to_string();
         let labels = [&*self.settings.pipeline, &*id.topic, &number];
         self.metrics.in_flight.with_label_values(&labels).set(standing.in_flight() as i64);
@@ -443,7 +448,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         PartitionStatus {
             topic: id.topic.to_string(),
             partition: id.partition,
-            committed_offset: standing.committed,
+            committed_offset: standing.position(),
             next_offset: standing.next_offset,
             lag,
             consumed: standing.consumed,

@@ -3,6 +3,8 @@
 //! Every test binary includes this module whole (`mod support;`) and uses a part of it.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this module")]
 
+pub mod clickhouse_server;
 pub mod guests;
 pub mod kafka;
 pub mod sluice;
+pub mod verdicts;

@@ -1,0 +1,73 @@
+//! Delivery on the real parts: Apache Kafka, the ClickHouse engine, the sluice program, killed.
+
+mod support;
+
+use std::process::Command;
+
+use support::clickhouse_server::ClickHouse;
+use support::kafka::ApacheKafka;
+use support::sluice::{Configuration, Sluice};
+use support::verdicts::Traffic;
+
+const RECORDS: u64 = 50_000;
+
+/// The shipped configuration, with batches small enough that a kill finds several under way, and a
+/// session short enough that a killed member is soon missed.
+fn configuration(kafka: &ApacheKafka, clickhouse: &ClickHouse) -> Configuration {
+    Configuration::new(kafka.bootstrap(), &clickhouse.url())
+        .set("PIPELINES__PURCHASES__BATCH__ROWS", "2000")
+        .set("PIPELINES__PURCHASES__BATCH__LINGER", "200ms")
+        .set("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "6000")
+        .set("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "500")
+}
+
+/// Everything consumed is settled, and everything in the topic is consumed.
+fn is_done(sluice: &Sluice, partitions: usize) -> bool {
+    let status = sluice.status();
+    let all = status["pipelines"][0]["partitions"].as_array().cloned().unwrap_or_default();
+    all.len() == partitions
+        && all.iter().all(|partition| partition["lag"] == 0 && partition["in_flight"] == 0)
+}
+
+#[test]
+fn nothing_is_lost_when_the_host_is_killed_and_every_verdict_is_met() {
+    let kafka = ApacheKafka::start();
+    kafka.create_topic("purchases", 12);
+    let larger = [("max.message.bytes", "4194304")];
+    kafka.create_topic_with("purchases.dead-letters", 3, &larger);
+    let clickhouse = ClickHouse::start();
+    let traffic = Traffic::generate(7, RECORDS, 0.02);
+    assert!(traffic.faults() > 500, "{} faults", traffic.faults());
+    traffic.send(kafka.bootstrap(), "purchases");
+
+    let configuration = configuration(&kafka, &clickhouse);
+    let mut kills = 0;
+    for settled in [3_000, 8_000] {
+        let sluice = Sluice::start(&configuration);
+        sluice.wait_until("some records are settled", |sluice| sluice.settled() >= settled);
+        assert!(!is_done(&sluice, 12), "the kill came too late to prove anything");
+        sluice.kill();
+        kills += 1;
+    }
+    assert_eq!(kills, 2);
+    let sluice = Sluice::start(&configuration);
+    sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
+    let (code, metrics) = sluice.get("/metrics");
+    assert_eq!(code, 200);
+    assert!(metrics.contains("sluice_records_consumed_total"), "{metrics}");
+    assert_eq!(sluice.stop(), Some(0));
+
+    let repeats = traffic.check(kafka.bootstrap(), "purchases", "purchases.dead-letters", &clickhouse);
+    println!("at-least-once after {kills} kills: {repeats:?}");
+
+    // A foreign client sees the same dead letters.
+    let output = Command::new("kcat")
+        .args(["-b", kafka.bootstrap(), "-C", "-t", "purchases.dead-letters", "-o", "beginning", "-e", "-q"])
+        .args(["-f", "%h\\n"])
+        .output()
+        .expect("kcat is installed: run `make setup`");
+    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let envelopes = text.lines().filter(|line| line.contains("sluice.pipeline=purchases")).count();
+    assert_eq!(envelopes, traffic.faults() + repeats.dead_letters);
+}
