@@ -72,6 +72,9 @@ pub(super) struct Arguments {
     #[arg(long, env = "SLUICE_PRODUCE_CREATE_TOPIC", value_name = "PARTITIONS",
           value_parser = clap::value_parser!(u32).range(1..))]
     create_topic: Option<u32>,
+    /// Send one record of each kind of fault, instead of a random mix
+    #[arg(long, env = "SLUICE_PRODUCE_EACH_FAULT", value_parser = FalseyValueParser::new(), requires = "generate")]
+    each_fault: bool,
     /// How long to wait for a broker at the start, and for each delivery
     #[arg(long, env = "SLUICE_PRODUCE_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -149,7 +152,7 @@ fn produce_file(arguments: &Arguments, file: &Path, stop: &AtomicBool) -> anyhow
 }
 
 fn produce_generated(arguments: &Arguments, path: &Path, stop: &AtomicBool) -> anyhow::Result<Summary> {
-    if arguments.count.is_none() && !arguments.repeat {
+    if arguments.count.is_none() && !arguments.repeat && !arguments.each_fault {
         bail!("a generator has no end; say how many with --count N, or --loop to go on until Ctrl-C");
     }
     let mut description = Description::read(path)?;
@@ -168,8 +171,13 @@ fn produce_generated(arguments: &Arguments, path: &Path, stop: &AtomicBool) -> a
         .with_context(|| format!("cannot generate from {}", path.display()))?;
     let mut expected = arguments.expected.as_deref().map(create).transpose()?;
     let failure = RefCell::new(None);
-    let messages = (0..arguments.count.unwrap_or(u64::MAX)).map_while(|index| {
-        let generated = generator.generate(index, Timestamp::now());
+    let limit = arguments.count.unwrap_or(u64::MAX);
+    let generated: Box<dyn Iterator<Item = Generated<'_>>> = if arguments.each_fault {
+        Box::new(generator.each_fault(0, Timestamp::now()).take(usize::try_from(limit).unwrap_or(usize::MAX)))
+    } else {
+        Box::new((0..limit).map(|index| generator.generate(index, Timestamp::now())))
+    };
+    let messages = generated.map_while(|generated| {
         if let Some(file) = &mut expected
             && let Err(error) = write_expected(file, &generated)
         {
@@ -178,7 +186,8 @@ fn produce_generated(arguments: &Arguments, path: &Path, stop: &AtomicBool) -> a
         }
         Some(generated.message)
     });
-    let summary = deliver(arguments, messages, arguments.count, stop)?;
+    let total = if arguments.each_fault { None } else { arguments.count };
+    let summary = deliver(arguments, messages, total, stop)?;
     if let (Some(file), Some(path)) = (&mut expected, &arguments.expected) {
         let written = failure.into_inner().map_or_else(|| file.flush(), Err);
         written.with_context(|| format!("cannot write {}", path.display()))?;

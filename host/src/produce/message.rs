@@ -16,6 +16,13 @@ pub struct Message {
     pub timestamp: Option<i64>,
 }
 
+impl Message {
+    /// Bytes of the payload; 0 for a tombstone.
+    pub fn payload_size(&self) -> usize {
+        self.payload.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// Path of a field in a JSON object: names joined by dots, such as `payment.amount_cents`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Deserialize)]
 #[serde(from = "String")]

@@ -277,7 +277,8 @@ pub fn send(
     let producer: BaseProducer<Deliveries> =
         config.create_with_context(Deliveries::default()).map_err(ProduceError::Settings)?;
     topic::ensure(producer.client(), &config, options, || {
-        producer.poll(Duration::ZERO);
+        // One event a call is served at least, more while there is time.
+        producer.poll(Duration::from_millis(20));
         producer.context().last_error()
     })?;
     let mut run = Run {
