@@ -424,7 +424,7 @@ fn an_interrupt_flushes_and_reports() {
     let cluster = cluster();
     let description = testdata("purchases.generator.yaml");
     let brokers = cluster.bootstrap_servers();
-    let child =
+    let mut child =
         command(&["--brokers", &brokers, "--topic", TOPIC, "--loop", "--rate", "500/s", "--generate"])
             .arg(description)
             .stdout(Stdio::piped())
