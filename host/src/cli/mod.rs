@@ -1,5 +1,6 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
+mod check;
 mod clickhouse;
 mod demo;
 mod migrate;
@@ -23,6 +24,7 @@ enum Command {
     Clickhouse(clickhouse::Arguments),
     Run(run::Arguments),
     Demo(demo::Arguments),
+    Check(check::Arguments),
     Migrate(migrate::Arguments),
     Produce(produce::Arguments),
 }
@@ -33,6 +35,7 @@ pub fn main() -> ExitCode {
         Command::Clickhouse(arguments) => clickhouse::run(arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
     };

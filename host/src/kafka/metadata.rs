@@ -214,6 +214,7 @@ impl ClientContext for Listener {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             // "host:9092/bootstrap: Connect to ... failed: Connection refused (after 0ms in state CONNECT)"
             let words = reason.split_once("/bootstrap: ").map_or(reason, |(_, words)| words);
+            let words = words.split_once(" (after ").map_or(words, |(words, _)| words);
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.to_owned());
         }
     }
