@@ -77,7 +77,7 @@ advisories: ## check dependencies against the RustSec advisories (needs cargo-de
 	@$(CARGO) deny check advisories bans sources
 
 image: ## build the container image sluice:dev
-	@docker build -t sluice:dev .
+	@DOCKER_BUILDKIT=1 docker build -t sluice:dev .
 
 clean: ## remove what was built; the cache (.cache) stays
 	@$(CARGO) clean

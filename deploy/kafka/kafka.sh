@@ -72,10 +72,15 @@ fetch() {
     command -v mvn >/dev/null || die "mvn is missing: install Maven (Debian: apt-get install maven)"
     say "fetching Apache Kafka $version with Maven (about 45 MB, once)"
     local partial
+    # What an interrupted fetch left; nobody else fetches while we hold the lock.
+    rm -rf "$cache"/kafka/partial.*
     partial=$(mktemp -d "$cache/kafka/partial.XXXXXX")
     mvn -q -B -ntp -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
-      -DoutputDirectory="$partial/lib" >"$partial/maven.log" 2>&1 ||
-      die "maven failed, see $partial/maven.log: is Maven Central within reach?"
+      -DoutputDirectory="$partial/lib" >"$partial/maven.log" 2>&1 || {
+      grep ERROR "$partial/maven.log" | head -n 5 >&2
+      rm -rf "$partial"
+      die "maven failed: is Maven Central within reach? Then run this again"
+    }
     rm -rf "$home"
     mv "$partial" "$home"
     chmod 755 "$home"
