@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sluice::domain::chunk::Chunk;
 use sluice::domain::verdict::{ChunkVerdicts, Rejection, RejectionKind, Stage};
 use sluice::pipeline::ports::Chain;
-use sluice::wasm::Limits;
+use sluice::wasm::{Limits, WasmEngine};
 use support::guests::{ModuleFolder, chunk, hostile_mapper, hostile_validator, tight};
 
 fn hostile(limits: Limits) -> ModuleFolder {
@@ -171,12 +171,15 @@ fn memory_obeyed() {
 }
 
 #[test]
-fn a_trap_long_after_a_refusal_in_another_call_is_a_trap() {
-    let rejection = refusal(&hostile(tight()), "T");
-    assert_eq!(rejection.kind, Trap);
-    let verdicts = run(&hostile(tight()), &chunk(["h", "a", "T"]));
-    assert_eq!(verdicts.rejections.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [2]);
-    assert_eq!(verdicts.rejections[0].1.kind, Trap);
+fn a_trap_after_a_refusal_in_init_is_a_trap() {
+    let modules = hostile(tight());
+    let greedy = |text: String| {
+        let init = "validate@0.1.0#init\") (param i32 i32) (result i32)\n";
+        assert!(text.contains(init));
+        text.replace(init, &format!("{init} (call $hoard)"))
+    };
+    modules.write("validators/hostile.wasm", &hostile_validator(greedy));
+    assert_refused(&refusal(&modules, "T"), Validate, Trap, "trap", UNREACHABLE);
 }
 
 #[test]
@@ -261,6 +264,27 @@ fn a_guest_remembers_nothing_from_one_call_to_the_next() {
     for _ in 0..3 {
         assert_eq!(runner.run(&chunk(["a", "c"])).rejections, []);
     }
+}
+
+#[test]
+fn a_pool_that_runs_dry_is_waited_for() {
+    // 24 slots, and 40 threads that each hold one for a tenth of a second: the others wait, and no
+    // record is refused for it.
+    let modules = ModuleFolder::on(WasmEngine::new(0).expect("an engine"), tight());
+    modules.write("validators/hostile.wasm", &hostile_validator(|text| text));
+    let chain = modules.load().unwrap_or_else(|error| panic!("{error}"));
+    let barrier = std::sync::Barrier::new(40);
+    std::thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                let mut runner = chain.runner();
+                barrier.wait();
+                let verdicts = runner.run(&chunk(["L"]));
+                let kinds: Vec<_> = verdicts.rejections.iter().map(|(_, rejection)| rejection.kind).collect();
+                assert_eq!(kinds, [Timeout], "{:?}", verdicts.rejections);
+            });
+        }
+    });
 }
 
 #[test]

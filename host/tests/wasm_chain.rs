@@ -201,7 +201,8 @@ fn bad_input_is_refused_between_good_neighbours() {
     large.resize(1 << 20, b'x');
     large.extend_from_slice(b"\"}");
     let twice = [b"{\"user_id\":1,", &good[1..]].concat();
-    let bad: [(&str, Option<&[u8]>, Option<&str>); 8] = [
+    type Case<'a> = (&'a str, Option<&'a [u8]>, Option<&'a str>);
+    let bad: [Case<'_>; 8] = [
         ("empty", Some(b""), Some("malformed")),
         ("tombstone", None, Some("tombstone")),
         ("not UTF-8", Some(b"{\"user_id\":\"\xff\xfe\"}"), Some("malformed")),

@@ -23,12 +23,14 @@ use crate::pipeline::ports::{Chain, ChainRunner, ModuleIdentity};
 use super::answer::{Answer, Refusal};
 use super::bisect::bisect;
 use super::engine::WasmEngine;
-use super::instance::{Instance, StartFault};
+use super::instance::{CallFault, Instance, StartFault};
 use super::metrics::{ModuleMetrics, WasmMetrics};
 use super::module::Module;
 
 /// Longest wait before an instance is tried again.
-const START_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Longest time that the start of an instance gets, once shorter times did not suffice.
+const LONGEST_START: Duration = Duration::from_secs(600);
 
 /// The validators, in order, then the mapper, at one set of revisions. Immutable; cheap to clone.
 ///
@@ -183,32 +185,57 @@ fn judge(
 ) {
     let module = &*link.module;
     let attempt = |range: Range<usize>, deadline: Duration| {
-        let started = Instant::now();
-        let instance = start(engine, module);
-        let called = Instant::now();
-        let result = if range.len() == selected.len() {
-            instance.call(module, chunk, selected, deadline)
-        } else {
-            // Only what is looked for: a call's cost is that of its records, not of the chunk.
-            let excerpt = excerpt(chunk, &selected[range]);
+        // Only what is looked for: a call's cost is that of its records, not of the chunk.
+        let part = (range.len() < selected.len()).then(|| {
+            let excerpt = excerpt(chunk, &selected[range.clone()]);
             let all: Vec<u32> = (0..excerpt.len() as u32).collect();
-            instance.call(module, &excerpt, &all, deadline)
+            (excerpt, all)
+        });
+        let (chunk, selected) = part.as_ref().map_or((chunk, selected), |(excerpt, all)| (excerpt, all));
+        let started = Instant::now();
+        let mut patience = Patience::new(module);
+        let (result, elapsed) = loop {
+            let instance = start(engine, module, &mut patience);
+            let called = Instant::now();
+            match instance.call(module, chunk, selected, deadline) {
+                Ok(answer) => break (Ok(answer), called.elapsed()),
+                Err(CallFault::Guest(fault)) => break (Err(fault), called.elapsed()),
+                Err(CallFault::Host(reason)) => patience.wait(&reason),
+            }
         };
         link.metrics.calls.inc();
         link.metrics.seconds.inc_by(started.elapsed().as_secs_f64());
         if let Err(fault) = &result {
             link.metrics.fault(fault.refusal.kind);
         }
-        (result, called.elapsed())
+        (result, elapsed)
     };
     bisect(selected.len(), module.limits().call_timeout, attempt, collect);
 }
 
+/// Waits for what is the machine's trouble, longer each time and without an end.
+struct Patience<'a> {
+    module: &'a Module,
+    wait: Duration,
+}
+
+impl<'a> Patience<'a> {
+    fn new(module: &'a Module) -> Self {
+        Self { module, wait: Duration::from_millis(10) }
+    }
+
+    fn wait(&mut self, reason: &str) {
+        let module = &self.module.identity().name;
+        tracing::warn!(%module, reason, "this machine cannot run a module right now; trying again");
+        std::thread::sleep(self.wait);
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+    }
+}
+
 /// A new instance. The module passed its trial and computes nothing but its settings, so a failure
-/// here is the machine's (no slot, no memory, starved of time): wait, however long it takes.
-fn start(engine: &WasmEngine, module: &Module) -> Instance {
+/// here is the machine's too (no slot, no memory, starved of time).
+fn start(engine: &WasmEngine, module: &Module, patience: &mut Patience<'_>) -> Instance {
     let mut timeout = module.limits().call_timeout;
-    let mut wait = Duration::from_millis(10);
     loop {
         let reason =
             match Instance::start(engine, module.program(), module.settings(), module.limits(), timeout) {
@@ -218,10 +245,8 @@ fn start(engine: &WasmEngine, module: &Module) -> Instance {
                 }
                 Err(StartFault::Failed(refusal)) => refusal.reason,
             };
-        tracing::warn!(module = %module.identity().name, reason, "cannot start an instance; trying again");
-        std::thread::sleep(wait);
-        wait = (wait * 2).min(START_WAIT);
-        timeout = timeout.saturating_mul(2).min(Duration::from_secs(600));
+        patience.wait(&reason);
+        timeout = timeout.saturating_mul(2).min(LONGEST_START);
     }
 }
 

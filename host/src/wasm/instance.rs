@@ -29,6 +29,15 @@ pub(super) enum StartFault {
     Failed(Refusal),
 }
 
+/// Why a call gave no answer.
+#[derive(Debug)]
+pub(super) enum CallFault {
+    /// The machine had no memory left that the guest may have. Not the module's fault: try again.
+    Host(String),
+    /// The guest's doing, on one of the records.
+    Guest(Fault),
+}
+
 /// A guest that is ready for its call.
 pub(super) enum Instance {
     Validator(Store<InstanceLimiter>, validator::Validator),
@@ -54,7 +63,7 @@ impl Instance {
                 guest
                     .sluice_module_validate()
                     .call_init(&mut store, settings)
-                    .map_err(|error| StartFault::Failed(call_fault(&store, &error, limits, timeout)))?
+                    .map_err(|error| start_fault(&store, &error, limits, timeout))?
                     .map_err(StartFault::Refused)?;
                 Ok((Self::Validator(store, guest), Vec::new()))
             }
@@ -65,7 +74,7 @@ impl Instance {
                 let outputs = guest
                     .sluice_module_map()
                     .call_init(&mut store, settings)
-                    .map_err(|error| StartFault::Failed(call_fault(&store, &error, limits, timeout)))?
+                    .map_err(|error| start_fault(&store, &error, limits, timeout))?
                     .map_err(StartFault::Refused)?;
                 Ok((Self::Mapper(store, guest), outputs))
             }
@@ -79,7 +88,7 @@ impl Instance {
         chunk: &Chunk,
         selected: &[u32],
         timeout: Duration,
-    ) -> Result<Answer, Fault> {
+    ) -> Result<Answer, CallFault> {
         let limits = module.limits();
         let records = records(chunk);
         match self {
@@ -88,16 +97,16 @@ impl Instance {
                 let rejections = guest
                     .sluice_module_validate()
                     .call_validate(&mut store, records, selected)
-                    .map_err(|error| call_fault(&store, &error, limits, timeout))?;
-                check_rejections(selected, rejections)
+                    .map_err(|error| failed_call(&store, &error, limits, timeout))?;
+                check_rejections(selected, rejections).map_err(CallFault::Guest)
             }
             Self::Mapper(mut store, guest) => {
                 begin(&mut store, timeout);
                 let mapped = guest
                     .sluice_module_map()
                     .call_map(&mut store, records, selected)
-                    .map_err(|error| call_fault(&store, &error, limits, timeout))?;
-                check_mapped(module.outputs(), limits, selected, mapped)
+                    .map_err(|error| failed_call(&store, &error, limits, timeout))?;
+                check_mapped(module.outputs(), limits, selected, mapped).map_err(CallFault::Guest)
             }
         }
     }
@@ -137,8 +146,10 @@ fn start_fault(
     limits: &Limits,
     timeout: Duration,
 ) -> StartFault {
-    if error.downcast_ref::<Trap>().is_some() || store.data().refused().is_some() {
-        StartFault::Failed(call_fault(store, error, limits, timeout))
+    if let Some(failure) = store.data().host_failure() {
+        StartFault::Host(failure.to_owned())
+    } else if error.is::<Trap>() || store.data().refused().is_some() {
+        StartFault::Failed(refusal(store, error, limits, timeout))
     } else if error.is::<PoolConcurrencyLimitError>() || error.is::<std::io::Error>() {
         StartFault::Host(format!("{error:#}"))
     } else {
@@ -146,8 +157,20 @@ fn start_fault(
     }
 }
 
+fn failed_call(
+    store: &Store<InstanceLimiter>,
+    error: &wasmtime::Error,
+    limits: &Limits,
+    timeout: Duration,
+) -> CallFault {
+    match store.data().host_failure() {
+        Some(failure) => CallFault::Host(failure.to_owned()),
+        None => CallFault::Guest(refusal(store, error, limits, timeout).into()),
+    }
+}
+
 /// Which kind of failure ended a call.
-fn call_fault(
+fn refusal(
     store: &Store<InstanceLimiter>,
     error: &wasmtime::Error,
     limits: &Limits,

@@ -106,6 +106,7 @@ pub(super) struct InstanceLimiter {
     memory: usize,
     table: usize,
     refused: Option<Refused>,
+    host_failure: Option<String>,
 }
 
 impl InstanceLimiter {
@@ -117,6 +118,7 @@ impl InstanceLimiter {
             memory: 0,
             table: 0,
             refused: None,
+            host_failure: None,
         }
     }
 
@@ -128,6 +130,11 @@ impl InstanceLimiter {
     /// The first thing refused in this call.
     pub(super) fn refused(&self) -> Option<Refused> {
         self.refused
+    }
+
+    /// Why the machine could not give what the limits allow; that is nobody's fault in the guest.
+    pub(super) fn host_failure(&self) -> Option<&str> {
+        self.host_failure.as_deref()
     }
 }
 
@@ -168,6 +175,12 @@ impl ResourceLimiter for InstanceLimiter {
         let grown = grow(&mut self.table, current, desired, maximum, self.table_limit);
         self.refused = self.refused.or(grown.err().map(Refused::Table));
         Ok(grown.is_ok())
+    }
+
+    /// Ends the call: a guest that went on would fail for want of memory that it may have.
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.host_failure = Some(format!("{error:#}"));
+        Err(error)
     }
 
     fn instances(&self) -> usize {
@@ -215,6 +228,14 @@ mod tests {
         let mut limiter = limiter();
         assert!(!limiter.memory_growing(0, 300, Some(200)).unwrap());
         assert_eq!(limiter.refused(), Some(Refused::Memory(300)));
+    }
+
+    #[test]
+    fn memory_that_the_machine_lacks_ends_the_call() {
+        let mut limiter = limiter();
+        assert!(limiter.memory_growing(0, 400, None).unwrap());
+        assert!(limiter.memory_grow_failed(wasmtime::Error::msg("out of pages")).is_err());
+        assert_eq!((limiter.refused(), limiter.host_failure()), (None, Some("out of pages")));
     }
 
     #[test]

@@ -75,6 +75,11 @@ pub struct ModuleFolder {
 impl ModuleFolder {
     /// An empty folder of validators, and the hostile mapper.
     pub fn new(limits: Limits) -> Self {
+        Self::on(engine(), limits)
+    }
+
+    /// The same on an engine of its own.
+    pub fn on(engine: WasmEngine, limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let validators = folder.path().join("validators");
         std::fs::create_dir(&validators).expect("a folder");
@@ -86,8 +91,7 @@ impl ModuleFolder {
             settings: BTreeMap::new(),
             limits,
         };
-        let registry =
-            ModuleRegistry::new(engine(), WasmMetrics::register(&metrics).expect("fresh registry"));
+        let registry = ModuleRegistry::new(engine, WasmMetrics::register(&metrics).expect("fresh registry"));
         let this = Self { folder, settings, metrics, registry };
         this.write("mapper.wasm", &hostile_mapper(|text| text));
         this

@@ -1,0 +1,225 @@
+//! What the chain costs, in nanoseconds a record: the purchase modules in wasm against the same code
+//! natively, the boundary alone, the walk over RowBinary, and what small chunks pay.
+//!
+//! `cargo bench -p sluice --bench chain` prints a table; with `-- --json` one line of JSON, which
+//! `make bench` collects. Cases take turns over many rounds and the best round counts, since the
+//! machine is rarely quiet; ratios say more than figures.
+
+#[path = "../tests/support/guests.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the tests use the rest")]
+mod guests;
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use purchase_rows::PurchaseRows;
+use purchase_rules::PurchaseRules;
+use sluice::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
+use sluice::domain::verdict::OutputRows;
+use sluice::pipeline::ports::{Chain, ChainRunner};
+use sluice::wasm::{ChainSettings, Limits, ModuleRegistry, WasmMetrics};
+use sluice_sdk::bindings::types::Records;
+use sluice_sdk::{adapter, testing};
+
+/// After the base time of the test data.
+const ARRIVAL: i64 = 1_769_904_000_000;
+const ROUNDS: usize = 40;
+
+fn lines() -> Vec<Vec<u8>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/purchases.txt");
+    let text = std::fs::read(file).expect("testdata/purchases.txt");
+    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+fn chunks(lines: &[Vec<u8>], records: usize) -> Vec<Chunk> {
+    let mut offsets = 0..;
+    lines
+        .chunks(records)
+        .map(|lines| {
+            let mut builder = ChunkBuilder::new("purchases".into(), 0, offsets.start);
+            for (line, offset) in lines.iter().zip(&mut offsets) {
+                builder.push(offset, ARRIVAL, Some(b"0123456789abcdef"), Some(line), []);
+            }
+            builder.build()
+        })
+        .collect()
+}
+
+/// A chunk as a native module gets it.
+fn native_records(chunk: &Chunk) -> Records {
+    Records {
+        topic: chunk.topic.to_string(),
+        partition: chunk.partition as u32,
+        base_offset: chunk.base_offset as u64,
+        offset_deltas: chunk.offset_deltas.clone(),
+        timestamps: chunk.timestamps.clone(),
+        payloads: chunk.payloads.bytes.clone(),
+        payload_ends: chunk.payloads.ends.clone(),
+        payload_nulls: chunk.payloads.nulls.clone(),
+        keys: chunk.keys.bytes.clone(),
+        key_ends: chunk.keys.ends.clone(),
+        key_nulls: chunk.keys.nulls.clone(),
+        header_ends: chunk.header_ends.clone(),
+        header_names: chunk.header_names.bytes.clone(),
+        header_name_ends: chunk.header_names.ends.clone(),
+        header_values: chunk.header_values.bytes.clone(),
+        header_value_ends: chunk.header_values.ends.clone(),
+        header_value_nulls: chunk.header_values.nulls.clone(),
+    }
+}
+
+/// The chain as a native program would have it. Answers the number of rows.
+fn run_native(rules: &PurchaseRules, rows: &PurchaseRows, records: &Records) -> usize {
+    let mut selected: Vec<u32> = (0..records.payload_ends.len() as u32).collect();
+    let rejections = adapter::validate(rules, records, &selected);
+    let mut rejected = rejections.iter().map(|rejection| rejection.index).peekable();
+    selected.retain(|index| rejected.next_if_eq(index).is_none());
+    let mapped = adapter::map(rows, records, &selected);
+    mapped.outputs[0].row_ends.len()
+}
+
+/// A module folder whose chain does nothing: one validator that accepts, one mapper that filters.
+fn empty_chain(validators: usize) -> Box<dyn ChainRunner> {
+    let modules = guests::ModuleFolder::new(Limits::default());
+    let accept = r#"
+        (func (export "sluice:module/validate@0.1.0#init") (param i32 i32) (result i32) (i32.const 0))
+        (func (export "sluice:module/validate@0.1.0#validate") (param i32) (result i32) (i32.const 0))"#;
+    for index in 0..validators {
+        let module = guests::typed(&guests::with_prelude(accept), guests::CONTRACT, "validator");
+        modules.write(&format!("validators/{index}.wasm"), &module);
+    }
+    // Memory from the heap on is zero: as many zeros as there are records.
+    let filter = r#"
+        (data (i32.const 4) "\00\02\00\00\01\00\00\00")
+        (data (i32.const 512) "\58\02\00\00\01\00\00\00\10\02\00\00\01\00\00\00")
+        (data (i32.const 528) "\60\02\00\00\01\00\00\00\68\02\00\00\05\00\00\00")
+        (data (i32.const 600) "x\00\00\00\00\00\00\00n\00\00\00\00\00\00\00UInt8")
+        (func (export "sluice:module/map@0.1.0#init") (param i32 i32) (result i32) (i32.const 0))
+        (func (export "sluice:module/map@0.1.0#map") (param $arguments i32) (result i32)
+          (local $count i32)
+          (local.set $count (i32.load offset=140 (local.get $arguments)))
+          (i32.store (i32.const 112)
+            (call $allocate (i32.const 4) (i32.shl (local.get $count) (i32.const 2))))
+          (i32.store (i32.const 116) (local.get $count))
+          (i32.store (i32.const 64) (i32.const 96))
+          (i32.store (i32.const 68) (i32.const 1))
+          (i32.const 64))"#;
+    let mapper = guests::typed(&guests::with_prelude(filter), guests::CONTRACT, "mapper");
+    modules.write("mapper.wasm", &mapper);
+    modules.load().unwrap_or_else(|error| panic!("{error}")).runner()
+}
+
+fn purchase_runner() -> Box<dyn ChainRunner> {
+    let modules = guests::purchase_modules();
+    let metrics = WasmMetrics::register(&prometheus::Registry::new()).expect("fresh registry");
+    let registry = ModuleRegistry::new(guests::engine(), metrics);
+    let chain = registry.load_chain(&ChainSettings {
+        pipeline: "purchases".to_owned(),
+        validators: Some(modules.join("validators")),
+        mapper: modules.join("purchase-rows.wasm"),
+        settings: Default::default(),
+        limits: Limits::default(),
+    });
+    chain.unwrap_or_else(|error| panic!("{error}")).runner()
+}
+
+/// A case: its key in the JSON, what it is, and a round of it, which answers how many records it was.
+struct Case<'a> {
+    key: &'static str,
+    what: &'static str,
+    round: Box<dyn FnMut() -> usize + 'a>,
+    best: Duration,
+    records: usize,
+}
+
+impl<'a> Case<'a> {
+    fn new(key: &'static str, what: &'static str, round: impl FnMut() -> usize + 'a) -> Self {
+        Self { key, what, round: Box::new(round), best: Duration::MAX, records: 1 }
+    }
+
+    fn nanoseconds(&self) -> f64 {
+        self.best.as_nanos() as f64 / self.records as f64
+    }
+}
+
+fn run_all(runner: &mut dyn ChainRunner, chunks: &[Chunk]) -> usize {
+    chunks.iter().map(|chunk| black_box(runner.run(chunk)).outputs[0].rows_per_record.len()).sum()
+}
+
+fn main() {
+    let json = std::env::args().any(|argument| argument == "--json");
+    let lines = lines();
+    let full = chunks(&lines, MAXIMUM_RECORDS);
+    let hundred = chunks(&lines[..2_000], 100);
+    let ten = chunks(&lines[..1_000], 10);
+    let one = chunks(&lines[..200], 1);
+    let natives: Vec<_> = full.iter().map(native_records).collect();
+    let rules = testing::new_validator::<PurchaseRules>("{}").expect("settings");
+    let rows = testing::new_mapper::<PurchaseRows>("{}").expect("settings");
+    let mut runner = purchase_runner();
+    let answers: Vec<OutputRows> =
+        full.iter().flat_map(|chunk| purchase_runner().run(chunk).outputs).collect();
+    let output = {
+        let modules = guests::purchase_modules();
+        let metrics = WasmMetrics::register(&prometheus::Registry::new()).expect("fresh registry");
+        let registry = ModuleRegistry::new(guests::engine(), metrics);
+        let bytes = std::fs::read(modules.join("purchase-rows.wasm")).expect("the mapper");
+        let stage = sluice::domain::verdict::Stage::Map;
+        let module = registry.load("rows", stage, bytes.into(), &serde_json::Value::Null, &Limits::default());
+        module.unwrap_or_else(|error| panic!("{error}")).outputs()[0].clone()
+    };
+    let [mut small, mut smaller, mut smallest] = [purchase_runner(), purchase_runner(), purchase_runner()];
+    let [mut two, mut three] = [empty_chain(1), empty_chain(2)];
+
+    let mut cases = vec![
+        Case::new("native", "the purchase modules as native functions", || {
+            natives.iter().map(|records| black_box(run_native(&rules, &rows, records))).sum()
+        }),
+        Case::new("chain", "the purchase modules in wasm, chunks of 1,024", || run_all(&mut *runner, &full)),
+        Case::new("chain_100", "the same, chunks of 100", || run_all(&mut *small, &hundred)),
+        Case::new("chain_10", "the same, chunks of 10", || run_all(&mut *smaller, &ten)),
+        Case::new("chain_1", "the same, chunks of 1", || run_all(&mut *smallest, &one)),
+        Case::new("empty_2", "two modules that do nothing", || run_all(&mut *two, &full)),
+        Case::new("empty_3", "three modules that do nothing", || run_all(&mut *three, &full)),
+        Case::new("walk", "the walk over rows in RowBinary", || {
+            for rows in &answers {
+                let mut start = 0;
+                for end in &rows.row_ends {
+                    let row = &rows.bytes[start..*end as usize];
+                    assert_eq!(output.walk_row(black_box(row)), Ok(row.len()));
+                    start = *end as usize;
+                }
+            }
+            answers.iter().map(|rows| rows.row_ends.len()).sum()
+        }),
+    ];
+    for _ in 0..ROUNDS {
+        for case in &mut cases {
+            let started = Instant::now();
+            case.records = (case.round)();
+            case.best = case.best.min(started.elapsed());
+        }
+    }
+
+    let nanoseconds =
+        |key: &str| cases.iter().find(|case| case.key == key).map_or(f64::NAN, Case::nanoseconds);
+    let boundary = nanoseconds("empty_3") - nanoseconds("empty_2");
+    let ratio = nanoseconds("chain") / nanoseconds("native");
+    if json {
+        let mut figures: serde_json::Map<_, _> = cases
+            .iter()
+            .map(|case| (format!("{}_ns", case.key), serde_json::json!(case.nanoseconds().round())))
+            .collect();
+        figures.insert("boundary_ns".to_owned(), serde_json::json!((boundary * 10.0).round() / 10.0));
+        figures.insert("chain_over_native".to_owned(), serde_json::json!((ratio * 100.0).round() / 100.0));
+        println!("{}", serde_json::json!({ "bench": "chain", "unit": "ns/record", "figures": figures }));
+        return;
+    }
+    println!("ns a record, best of {ROUNDS} rounds");
+    for case in &cases {
+        println!("{:>10.1}  {}", case.nanoseconds(), case.what);
+    }
+    println!("{boundary:>10.1}  one module's boundary alone (three empty modules less two)");
+    println!("{ratio:>10.2}  wasm over native");
+}
