@@ -7,7 +7,7 @@ use std::process::Command;
 use support::clickhouse_server::ClickHouse;
 use support::kafka::ApacheKafka;
 use support::sluice::{Configuration, Sluice};
-use support::verdicts::Traffic;
+use support::verdicts::{Repeats, Traffic};
 
 const RECORDS: u64 = 50_000;
 
@@ -70,4 +70,60 @@ fn nothing_is_lost_when_the_host_is_killed_and_every_verdict_is_met() {
     let text = String::from_utf8_lossy(&output.stdout);
     let envelopes = text.lines().filter(|line| line.contains("sluice.pipeline=purchases")).count();
     assert_eq!(envelopes, traffic.faults() + repeats.dead_letters);
+}
+
+/// Hosts that come and go in order repeat nothing, even at-least-once: what is in flight of a
+/// partition is settled and committed before it is given up.
+#[test]
+fn hosts_that_join_and_leave_in_order_repeat_nothing() {
+    let kafka = ApacheKafka::start();
+    kafka.create_topic("purchases", 12);
+    kafka.create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
+    let clickhouse = ClickHouse::start();
+    let traffic = Traffic::generate(11, 40_000, 0.02);
+    let configuration = configuration(&kafka, &clickhouse);
+
+    let first = Sluice::start(&configuration);
+    first.wait_until("the first host has every partition", |sluice| is_done(sluice, 12));
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| traffic.send(kafka.bootstrap(), "purchases"));
+        first.wait_until("some records are settled", |sluice| sluice.settled() >= 1_000);
+        let second = Sluice::start(&configuration);
+        second.wait_until("the second host has partitions", |sluice| partitions(sluice) > 0);
+        first.wait_until("the first host gave some up", |sluice| partitions(sluice) < 12);
+        assert_eq!(first.stop(), Some(0));
+        second.wait_until("the second host has every partition", |sluice| partitions(sluice) == 12);
+        sending.join().expect("everything is sent");
+        second.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
+        assert_eq!(second.stop(), Some(0));
+    });
+    let repeats = traffic.check(kafka.bootstrap(), "purchases", "purchases.dead-letters", &clickhouse);
+    assert_eq!(repeats, Repeats::default());
+}
+
+#[test]
+fn a_broker_that_crashes_under_load_is_waited_for_and_nothing_is_lost() {
+    let mut kafka = ApacheKafka::start();
+    kafka.create_topic("purchases", 12);
+    kafka.create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
+    let clickhouse = ClickHouse::start();
+    let traffic = Traffic::generate(13, 30_000, 0.02);
+    traffic.send(kafka.bootstrap(), "purchases");
+    let sluice = Sluice::start(&configuration(&kafka, &clickhouse));
+    sluice.wait_until("some records are settled", |sluice| sluice.settled() >= 2_000);
+    kafka.kill();
+    sluice.wait_until("it says that no broker is there", |sluice| {
+        let (code, body) = sluice.get("/ready");
+        code == 503 && body.contains("kafka")
+    });
+    kafka.restart();
+    sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
+    sluice.wait_until("it is ready again", |sluice| sluice.get("/ready").0 == 200);
+    assert_eq!(sluice.stop(), Some(0));
+    let repeats = traffic.check(kafka.bootstrap(), "purchases", "purchases.dead-letters", &clickhouse);
+    println!("at-least-once over a broker's crash: {repeats:?}");
+}
+
+fn partitions(sluice: &Sluice) -> usize {
+    sluice.status()["pipelines"][0]["partitions"].as_array().map_or(0, Vec::len)
 }

@@ -118,7 +118,7 @@ impl Intake {
             .spawn({
                 let (consumer, state) = (consumer.clone(), state.clone());
                 let from_latest = settings.start == "latest";
-                move || Reader { consumer, state, with, from_latest, told: Vec::new() }.run()
+                move || Reader { consumer, state, with, from_latest, told: None }.run()
             })
             .map_err(|error| {
                 KafkaError::ClientCreation(format!("cannot start the intake thread: {error}"))
@@ -272,7 +272,7 @@ struct Reader {
     with: IntakeCollaborators,
     /// Whether a group without committed offsets starts at the end.
     from_latest: bool,
-    told: Vec<String>,
+    told: Option<String>,
 }
 
 impl Reader {
@@ -297,6 +297,7 @@ impl Reader {
                 let maximum = (available / record_bytes).clamp(1, MAXIMUM_RECORDS);
                 self.read(maximum, &mut record_bytes);
             }
+            self.tell_trouble();
             if surveyed.is_none_or(|last| last.elapsed() >= SURVEY_INTERVAL) {
                 self.survey();
                 surveyed = Some(Instant::now());
@@ -454,10 +455,14 @@ impl Reader {
             context.set_trouble(None);
         }
         self.send(Event::EndOffsets(ends));
-        let trouble: Vec<String> = context.trouble().into_iter().collect();
+    }
+
+    /// Tells the flow why nothing comes in, when that has changed.
+    fn tell_trouble(&mut self) {
+        let trouble = self.consumer.context().trouble();
         if trouble != self.told {
             self.told.clone_from(&trouble);
-            self.send(Event::IntakeTrouble(trouble));
+            self.send(Event::IntakeTrouble(trouble.into_iter().collect()));
         }
     }
 

@@ -34,10 +34,19 @@ pub struct Repeats {
 }
 
 impl Traffic {
-    /// `count` purchases, of which `fault_share` have a fault.
+    /// `count` purchases, of which `fault_share` have a fault of any kind; some take a MiB.
     pub fn generate(seed: u64, count: u64, fault_share: f64) -> Self {
+        Self::generate_some(seed, count, fault_share, false)
+    }
+
+    /// As [`Self::generate`], without the largest: the embedded broker keeps 5 MiB a partition.
+    pub fn generate_small(seed: u64, count: u64, fault_share: f64) -> Self {
+        Self::generate_some(seed, count, fault_share, true)
+    }
+
+    fn generate_some(seed: u64, count: u64, fault_share: f64, lines_only: bool) -> Self {
         let description = Description::read(&root().join("testdata/purchases.generator.yaml")).unwrap();
-        let options = GeneratorOptions { seed, fault_share, lines_only: false };
+        let options = GeneratorOptions { seed, fault_share, lines_only };
         let generator = Generator::new(description, options).unwrap();
         let (mut messages, mut expectations) = (Vec::new(), Vec::new());
         for index in 0..count {

@@ -1,0 +1,126 @@
+//! The whole program on embedded parts: outages that are waited out, starts that are refused, the
+//! demo. Delivery itself is proven on Apache Kafka, in `delivery.rs`.
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use sluice::embedded::broker::EmbeddedBroker;
+use support::clickhouse_server::ClickHouse;
+use support::sluice::{Configuration, Sluice, root};
+use support::verdicts::{Repeats, Traffic};
+
+const TOPIC: &str = "purchases";
+const DEAD_LETTERS: &str = "purchases.dead-letters";
+
+fn broker() -> EmbeddedBroker {
+    EmbeddedBroker::start(&[(TOPIC, 4), (DEAD_LETTERS, 1)]).expect("the embedded broker starts")
+}
+
+fn configuration(broker: &EmbeddedBroker, clickhouse: &ClickHouse) -> Configuration {
+    Configuration::new(&broker.bootstrap(), &clickhouse.url())
+        .set("PIPELINES__PURCHASES__BATCH__ROWS", "500")
+        .set("PIPELINES__PURCHASES__BATCH__LINGER", "100ms")
+}
+
+fn assigned(sluice: &Sluice) -> bool {
+    sluice.status()["pipelines"][0]["partitions"].as_array().map_or(0, Vec::len) == 4
+}
+
+#[test]
+fn clickhouse_may_go_away_and_nothing_is_dead_lettered_for_it() {
+    let broker = broker();
+    let mut clickhouse = ClickHouse::start();
+    let traffic = Traffic::generate_small(3, 6_000, 0.05);
+    let sluice = Sluice::start(&configuration(&broker, &clickhouse));
+    sluice.wait_until("every partition is assigned", assigned);
+    sluice.wait_until("it is ready", |sluice| sluice.get("/ready").0 == 200);
+
+    clickhouse.kill();
+    traffic.send(&broker.bootstrap(), TOPIC);
+    sluice.wait_until("it says that it waits for clickhouse", |sluice| {
+        let (code, body) = sluice.get("/ready");
+        code == 503 && body.contains("insert into purchases")
+    });
+    assert_eq!(sluice.get("/live").0, 200);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(sluice.settled(), 0);
+    clickhouse.restart();
+    sluice.wait_until("everything is settled", |sluice| sluice.settled() >= 6_000);
+    sluice.wait_until("it is ready again", |sluice| sluice.get("/ready").0 == 200);
+    assert_eq!(sluice.stop(), Some(0));
+    let repeats = traffic.check(&broker.bootstrap(), TOPIC, DEAD_LETTERS, &clickhouse);
+    assert_eq!(repeats, Repeats::default());
+}
+
+/// What `sluice run` says when it refuses to start.
+fn refusal(configuration: &Configuration) -> String {
+    let (success, _, error) = configuration.command(&["run"]);
+    assert!(!success, "it started: {error}");
+    error.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_start_that_cannot_work_is_refused_with_the_key_and_the_cure() {
+    let broker = broker();
+    let clickhouse = ClickHouse::start();
+    let good = || configuration(&broker, &clickhouse);
+
+    let error = refusal(&good().set("PIPELINES__PURCHASES__TOPICS", "sales"));
+    assert!(error.contains("pipelines.purchases.topics") && error.contains("--create"), "{error}");
+
+    // The runs above have migrated; without its table, and migrations off, the start is refused.
+    clickhouse.execute("RENAME TABLE purchases TO elsewhere");
+    let unmigrated = || good().set("CLICKHOUSE__MIGRATE_AT_START", "false");
+    let error = refusal(&unmigrated());
+    assert!(error.contains("purchases") && error.contains("sluice migrate"), "{error}");
+
+    clickhouse.execute(
+        "CREATE TABLE purchases (purchase_id String, user_id String) ENGINE = MergeTree ORDER BY purchase_id",
+    );
+    let error = refusal(&unmigrated());
+    assert!(
+        error.contains("user_id") && error.contains("UInt64") && error.contains("ALTER TABLE"),
+        "{error}"
+    );
+    assert!(error.contains("trainer_id"), "every fault at once: {error}");
+
+    let error = refusal(&good().set("PIPELINES__PURCHASES__MAPPER", "nowhere.wasm"));
+    assert!(error.contains("pipelines.purchases.mapper") && error.contains("nowhere.wasm"), "{error}");
+
+    let rules = root().join("target/modules/purchases/validators/purchase-rules.wasm");
+    let error = refusal(&good().set("PIPELINES__PURCHASES__MAPPER", &rules.to_string_lossy()));
+    assert!(error.contains("purchase-rules.wasm") && error.contains("mapper"), "{error}");
+
+    let error = refusal(&good().set("ADMIN__LISTEN", "nonsense").set("PIPELINES__PURCHASES__GRUOP", "x"));
+    assert!(error.contains("admin.listen") && error.contains("gruop"), "{error}");
+}
+
+#[test]
+fn a_broker_that_is_not_there_yet_is_waited_for() {
+    let clickhouse = ClickHouse::start();
+    let sluice = Sluice::start(&Configuration::new("127.0.0.1:1", &clickhouse.url()));
+    sluice.wait_until("it says what it waits for", |sluice| {
+        let (code, body) = sluice.get("/ready");
+        code == 503 && body.contains("127.0.0.1:1")
+    });
+    assert_eq!(sluice.get("/live").0, 200);
+    // A signal ends the wait.
+    assert_eq!(sluice.stop(), Some(1));
+}
+
+#[test]
+fn the_demo_counts_every_record_once() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .arg("demo")
+        .current_dir(root())
+        .output()
+        .expect("the demo runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        text.lines().last(),
+        Some("demo: produced=10000 inserted=9537 filtered=0 dead_lettered=463 in_flight=0")
+    );
+}
