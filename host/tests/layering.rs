@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     // The generator of `sluice produce`; it knows the words of the domain, and no part of the flow.
     ("produce", &["domain"]),
     // Reads the adapters' settings types, and nothing else of them.
-    ("config", &["domain", "kafka", "clickhouse", "wasm", "admin"]),
+    ("config", &["domain", "kafka", "clickhouse", "wasm"]),
     ("telemetry", &["config"]),
     ("shutdown", &[]),
     (
@@ -56,6 +56,9 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ),
     ("main", &["cli"]),
 ];
+
+/// All that the configuration may know of the adapters.
+const SETTINGS: [&str; 3] = ["crate::kafka::client", "crate::clickhouse::settings", "crate::wasm::Limits"];
 
 /// The arrow, as a failure explains it.
 const ARROW: &str = "the dependency arrow is \
@@ -262,6 +265,15 @@ fn complaints(file: &Path, source: &str) -> Vec<String> {
         {
             complaints.push(format!("src/{shown}:{line}: `{module}` may not import `{path}`: {ARROW}"));
         }
+        if module == "config"
+            && ["kafka", "clickhouse", "wasm", "admin", "embedded"].contains(&imported.unwrap_or_default())
+            && !SETTINGS.iter().any(|settings| path.starts_with(settings))
+        {
+            complaints.push(format!(
+                "src/{shown}:{line}: the configuration may know the settings of an adapter ({}), not `{path}`",
+                SETTINGS.join(", ")
+            ));
+        }
         if module == "domain"
             && let Some(impure) =
                 IMPURE.iter().find(|impure| path == **impure || path.starts_with(&format!("{impure}::")))
@@ -312,6 +324,7 @@ fn a_breach_is_found_wherever_it_hides() {
         2
     );
     assert_eq!(breaches("admin/mod.rs", "use crate::app::App;"), 1);
+    assert_eq!(breaches("config.rs", "use crate::wasm::{Limits, ModuleRegistry};"), 1);
     assert_eq!(breaches("main.rs", "fn main() { sluice::app::run() }"), 1);
     assert_eq!(breaches("helpers.rs", ""), 1);
     assert_eq!(complaints(Path::new("kafka/mod.rs"), "use x;").len(), 1, "no header");
