@@ -65,9 +65,9 @@ demo: setup libchdb modules ## purchases from an embedded broker through wasm in
 	@$(CARGO) build --release --locked -p sluice
 	@target/release/sluice demo $(DEMO_ARGUMENTS)
 
-bench: setup libchdb modules ## measure; the figures go to target/bench.json
+bench: setup libchdb modules kafka-jars ## measure; the figures go to target/bench.json
 	@echo "bench: building, optimised (the first time takes some minutes)"
-	@$(CARGO) bench -p sluice --locked
+	@deploy/bench.py $(CARGO)
 
 licences: ## check licences and sources of all dependencies against deny.toml
 	@python3 deploy/licences.py

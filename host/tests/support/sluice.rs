@@ -111,17 +111,25 @@ impl Sluice {
         serde_json::from_str(&body).expect("the status is JSON")
     }
 
-    /// Records settled so far, over all partitions of the first pipeline.
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Records settled since their partitions were assigned, over all of them.
     pub fn settled(&self) -> u64 {
+        ["inserted", "filtered", "dead_lettered"].iter().map(|key| self.count(key)).sum()
+    }
+
+    /// Records consumed since their partitions were assigned, over all of them.
+    pub fn consumed(&self) -> u64 {
+        self.count("consumed")
+    }
+
+    fn count(&self, key: &str) -> u64 {
         let status = self.status();
         let partitions = status["pipelines"][0]["partitions"].as_array().cloned().unwrap_or_default();
-        let count = |partition: &serde_json::Value, key: &str| partition[key].as_u64().unwrap_or(0);
-        partitions
-            .iter()
-            .map(|partition| {
-                ["inserted", "filtered", "dead_lettered"].iter().map(|key| count(partition, key)).sum::<u64>()
-            })
-            .sum()
+        partitions.iter().map(|partition| partition[key].as_u64().unwrap_or(0)).sum()
     }
 
     /// Waits until `condition` holds.
