@@ -257,7 +257,10 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         {
             self.deliveries.spawn(self.inserter.clone().deliver(sealed));
         }
-        self.committer.begin(&mut self.ledger, now);
+        let expired = self.revocation.as_ref().is_some_and(|revocation| now >= revocation.deadline);
+        if !expired {
+            self.committer.begin(&mut self.ledger, now);
+        }
         self.finish_revocation(now);
         if now >= self.status_due {
             self.publish_status();
@@ -269,7 +272,10 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         let lanes = self.lanes.iter().filter_map(Lane::deadline).map(|deadline| self.started + deadline);
         let others = [
             self.committer.deadline().filter(|deadline| *deadline > Instant::now()),
-            self.revocation.as_ref().map(|revocation| revocation.deadline),
+            self.revocation
+                .as_ref()
+                .map(|revocation| revocation.deadline)
+                .filter(|deadline| *deadline > Instant::now()),
             self.stopping,
         ];
         lanes.chain(others.into_iter().flatten()).fold(self.status_due, Instant::min)
@@ -307,7 +313,9 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
     fn finish_revocation(&mut self, now: Instant) {
         let Some(revocation) = &self.revocation else { return };
         let drained = revocation.partitions.iter().all(|partition| self.ledger.is_drained(partition));
-        if !drained && now < revocation.deadline {
+        // A commit under way is waited for past the deadline too: one that reached the broker after
+        // the next owner's would move its offset back.
+        if self.committer.in_flight.is_some() || (!drained && now < revocation.deadline) {
             return;
         }
         let Some(Revocation { partitions, release, .. }) = self.revocation.take() else { return };

@@ -94,6 +94,7 @@ struct World {
     letter_failures: Mutex<u32>,
     commits: Mutex<Vec<CommitPoint>>,
     commit_failures: Mutex<u32>,
+    commit_time: Mutex<Duration>,
 }
 
 impl World {
@@ -142,7 +143,8 @@ impl DeadLetterSink for World {
 
 impl OffsetStore for World {
     async fn commit(&self, points: Vec<CommitPoint>) -> Result<(), KafkaError> {
-        sleep(Duration::from_millis(5)).await;
+        let time = *self.commit_time.lock().unwrap();
+        sleep(time.max(Duration::from_millis(5))).await;
         let mut failures = self.commit_failures.lock().unwrap();
         if *failures > 0 {
             *failures -= 1;
@@ -394,6 +396,21 @@ async fn a_lost_partition_goes_at_once_and_is_not_committed() {
     let (world, result) = harness.finish().await;
     result.unwrap();
     assert_eq!((world.committed(0), world.rows()), (None, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_partition_goes_only_after_the_commit_that_is_under_way() {
+    let mut harness =
+        Harness::start(BatchLimits { linger: Duration::from_millis(1), ..BatchLimits::default() });
+    *harness.world.commit_time.lock().unwrap() = seconds(3);
+    harness.assign(0, 1).await;
+    harness.feed(0, 1, 0, b"a").await;
+    sleep(seconds(1)).await;
+    let released = harness.revoke(0, true).await;
+    sleep(seconds(1)).await;
+    assert!(released.try_recv().is_err());
+    sleep(seconds(2)).await;
+    released.try_recv().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
