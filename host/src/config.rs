@@ -1,7 +1,7 @@
 //! Configuration: raw file and environment -> validated [`Config`], all errors at once.
 //!
-//! The file is YAML; `SLUICE__SECTION__KEY` variables override it ([`environment`]). Reading goes on
-//! after a fault ([`reader`]), so that one run names everything: unknown keys, wrong types, bad
+//! The file is YAML; `SLUICE__SECTION__KEY` variables override it (`environment`). Reading goes on
+//! after a fault (`reader`), so that one run names everything: unknown keys, wrong types, bad
 //! values, missing files, each with its key, where the value came from, and the cure.
 //! `docs/CONFIGURATION.md` lists every key; a test compares it with what is read here.
 //!
