@@ -1,0 +1,48 @@
+//! `docker-compose.yml` leaves nothing of the configuration out: every key of `config/sluice.yaml`
+//! is a variable there. (That `.env.example` lists them with the same defaults, CI checks with
+//! docker-compose itself.)
+
+use std::path::Path;
+
+use config::{File, FileFormat, Value, ValueKind};
+
+/// Keys that the compose file does not offer, each for its reason.
+const LEFT_OUT: [&str; 3] = [
+    // Maps whose keys are free: they belong into the file.
+    "SLUICE__KAFKA__PROPERTIES",
+    "SLUICE__CLICKHOUSE__SETTINGS",
+    // Comes with the mounted folder of the configuration.
+    "SLUICE__CLICKHOUSE__MIGRATIONS",
+];
+
+/// The variable of every leaf below `value`, whose own variable is `name`.
+fn variables(name: &str, value: &Value, found: &mut Vec<String>) {
+    match &value.kind {
+        ValueKind::Table(table) if !table.is_empty() => {
+            for (key, value) in table {
+                let part: String = key.to_uppercase().replace(['-', '.'], "_");
+                variables(&format!("{name}__{part}"), value, found);
+            }
+        }
+        _ => found.push(name.to_owned()),
+    }
+}
+
+#[test]
+fn every_key_of_the_configuration_is_a_variable_of_the_compose_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ has a parent");
+    let file = config::Config::builder()
+        .add_source(File::from(root.join("config/sluice.yaml")).format(FileFormat::Yaml))
+        .build()
+        .expect("the shipped configuration is YAML");
+    let mut wanted = Vec::new();
+    variables("SLUICE", &file.cache, &mut wanted);
+    assert!(wanted.len() > 20, "the file was read: {wanted:?}");
+
+    let compose = std::fs::read_to_string(root.join("docker-compose.yml")).expect("text");
+    let missing: Vec<_> = wanted
+        .iter()
+        .filter(|name| !LEFT_OUT.contains(&name.as_str()) && !compose.contains(&format!(" {name}: ")))
+        .collect();
+    assert!(missing.is_empty(), "docker-compose.yml (and .env.example) lack {missing:?}");
+}
