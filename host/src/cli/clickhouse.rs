@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::embedded::{ClickHouseFront, Credentials, FrontOptions, find_library};
 
-/// Runs ClickHouse inside this program, behind its HTTP interface.
+/// Run ClickHouse inside this program, behind its HTTP interface.
 ///
 /// Prints `listening on http://ADDRESS` once it answers, and stops on SIGTERM or SIGINT. For
 /// development and tests: no replication, no users but one, no sessions.

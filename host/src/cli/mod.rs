@@ -21,23 +21,23 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    Clickhouse(clickhouse::Arguments),
     Run(run::Arguments),
-    Demo(demo::Arguments),
     Check(check::Arguments),
     Migrate(migrate::Arguments),
     Produce(produce::Arguments),
+    Demo(demo::Arguments),
+    Clickhouse(clickhouse::Arguments),
 }
 
 /// Parses the command line, runs the command and reports its error on standard error.
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Clickhouse(arguments) => clickhouse::run(arguments),
         Command::Run(arguments) => run::run(&arguments),
-        Command::Demo(arguments) => demo::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Clickhouse(arguments) => clickhouse::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,14 +5,38 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
+use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
+use super::log;
+
 /// Longest wait for one answer about a topic.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends librdkafka's log to ours, and nothing at the end of a partition, which is no error here.
+#[derive(Clone, Debug)]
+struct ReaderContext;
+
+impl ClientContext for ReaderContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        if !matches!(error, ClientError::PartitionEOF(_)) {
+            tracing::warn!(%error, reason, "kafka reader error");
+        }
+    }
+}
+
+impl ConsumerContext for ReaderContext {}
+
+type ReaderConsumer = BaseConsumer<ReaderContext>;
 
 /// Why a topic could not be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +138,7 @@ pub fn read_all(
     Ok(())
 }
 
-fn consumer(client: &ClientConfig, topic: &str) -> Result<BaseConsumer, ReadError> {
+fn consumer(client: &ClientConfig, topic: &str) -> Result<ReaderConsumer, ReadError> {
     client
         .clone()
         // Never joined; librdkafka wants a name all the same.
@@ -122,12 +146,12 @@ fn consumer(client: &ClientConfig, topic: &str) -> Result<BaseConsumer, ReadErro
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
-        .create()
+        .create_with_context(ReaderContext)
         .map_err(|source| ReadError::Kafka { topic: topic.to_owned(), source })
 }
 
 /// Partition, first offset and end of each partition.
-fn ranges(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>, ReadError> {
+fn ranges(consumer: &ReaderConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>, ReadError> {
     let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT).map_err(failed)?;
     let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
