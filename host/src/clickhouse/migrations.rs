@@ -3,7 +3,7 @@
 //! `NNNN_name.sql` files are numbered from 0001 without gaps. What was applied is recorded in
 //! `sluice_migrations`, in the database of the connection, with the SHA-256 of the file. Invariants: a
 //! file that was applied never changes again; a file is recorded only after its last statement; at most
-//! one host applies at a time ([`lock`]).
+//! one host applies at a time (`lock.rs`).
 //!
 //! ClickHouse has no transactions around DDL: where a file fails in the middle, the statements before
 //! stay, and the next attempt runs the whole file again. So statements say `IF NOT EXISTS` and
