@@ -49,9 +49,33 @@ fn clickhouse_may_go_away_and_nothing_is_dead_lettered_for_it() {
     clickhouse.restart();
     sluice.wait_until("everything is settled", |sluice| sluice.settled() >= 6_000);
     sluice.wait_until("it is ready again", |sluice| sluice.get("/ready").0 == 200);
+    insta::assert_snapshot!("metrics", metric_names(&sluice));
     assert_eq!(sluice.stop(), Some(0));
     let repeats = traffic.check(&broker.bootstrap(), TOPIC, DEAD_LETTERS, &clickhouse);
     assert_eq!(repeats, Repeats::default());
+}
+
+/// Every metric of ours with its type and labels, as dashboards and alerts know them.
+fn metric_names(sluice: &Sluice) -> String {
+    let (code, text) = sluice.get("/metrics");
+    assert_eq!(code, 200);
+    let mut names = std::collections::BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE sluice_")) {
+        let (name, kind) = line.split_once(' ').expect("a name and a type");
+        let sample = text.lines().find(|line| {
+            line.strip_prefix("sluice_")
+                .and_then(|rest| rest.strip_prefix(name))
+                .is_some_and(|rest| rest.starts_with('{') || rest.starts_with("_count{"))
+        });
+        let labels: Vec<_> = sample
+            .and_then(|sample| sample.split_once('{')?.1.split_once('}'))
+            .map(|(labels, _)| {
+                labels.split("\",").filter_map(|label| Some(label.split_once('=')?.0)).collect()
+            })
+            .unwrap_or_default();
+        names.insert(format!("sluice_{name}"), format!("{kind} {}", labels.join(" ")));
+    }
+    names.into_iter().map(|(name, rest)| format!("{name} {rest}\n")).collect()
 }
 
 /// What `sluice run` says when it refuses to start.

@@ -195,10 +195,13 @@ impl ChunkBuilder {
         self.chunk.header_ends.push(self.chunk.header_names.len() as u32);
     }
 
-    /// Whether a record at `offset` with `bytes` of content must go into the next chunk: this one
-    /// is full, the offset is too far from its base, or its columns would outgrow 32-bit ends.
+    /// Whether a record at `offset` with `bytes` of content (key, payload, header names and values
+    /// together) must go into the next chunk: this one is full, or the offset is too far from its
+    /// base. A record alone is always taken; Kafka keeps one far under what 32-bit ends can hold.
     pub fn refuses(&self, offset: i64, bytes: usize) -> bool {
-        let held = self.chunk.payloads.bytes.len() + self.chunk.header_values.bytes.len();
+        let chunk = &self.chunk;
+        let columns = [&chunk.payloads, &chunk.keys, &chunk.header_names, &chunk.header_values];
+        let held: usize = columns.iter().map(|column| column.bytes.len()).sum();
         !self.chunk.is_empty()
             && (self.chunk.len() >= MAXIMUM_RECORDS
                 || held + bytes > TARGET_BYTES

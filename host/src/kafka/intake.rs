@@ -480,9 +480,10 @@ fn append(
     record_bytes: &mut usize,
 ) -> Option<ChunkBuilder> {
     let (key, payload, headers) = (message.key(), message.payload(), message.headers());
-    let content = payload.map_or(0, <[u8]>::len)
-        + headers.iter().map(|(_, value)| value.map_or(0, <[u8]>::len)).sum::<usize>();
-    *record_bytes = (*record_bytes * 7 + content + key.map_or(0, <[u8]>::len) + 64) / 8;
+    let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
+    let header_bytes: usize = headers.iter().map(|(name, value)| name.len() + length(*value)).sum();
+    let content = length(payload) + length(key) + header_bytes;
+    *record_bytes = (*record_bytes * 7 + content + 64) / 8;
     let offset = message.offset();
     let full = match &slot.builder {
         Some((builder, _)) if builder.refuses(offset, content) => slot.builder.take(),

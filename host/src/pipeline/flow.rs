@@ -135,6 +135,7 @@ pub struct Flow<S, D, O> {
 impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
     /// A flow without partitions.
     pub fn new(settings: FlowSettings, with: Collaborators<S, D, O>) -> Self {
+        with.metrics.begin(&settings.pipeline);
         let entropy = EntropySource(with.entropy.clone());
         let inserter = Inserter {
             pipeline: settings.pipeline.clone(),

@@ -118,6 +118,19 @@ impl PipelineMetrics {
             ready: gauge("sluice_ready", "1 when records can go through", &["pipeline"])?,
         })
     }
+
+    /// Makes the series of a pipeline that have no other labels than fixed words, so that a rate
+    /// begins at zero and not at the first event.
+    pub fn begin(&self, pipeline: &str) {
+        self.batches.with_label_values(&[pipeline]);
+        self.recuts.with_label_values(&[pipeline]);
+        for operation in ["insert", "dead_letter", "commit"] {
+            self.retries.with_label_values(&[pipeline, operation]);
+        }
+        for event in ["assigned", "revoked", "lost"] {
+            self.rebalances.with_label_values(&[pipeline, event]);
+        }
+    }
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
