@@ -3,8 +3,8 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{
-    Data, DeriveInput, Error, Field, Fields, GenericParam, Ident, LitStr, Result, Type, ext::IdentExt,
-    parse_quote,
+    Data, DeriveInput, Error, Field, Fields, GenericParam, Generics, Ident, LitStr, Result, Type,
+    ext::IdentExt, parse_quote,
 };
 
 /// A field of the struct, as a column or tuple element.
@@ -82,7 +82,8 @@ pub(crate) fn derive_row(input: &DeriveInput) -> Result<TokenStream> {
     let elements = elements(input, "Row")?;
     let output = output_name(input)?;
     let ident = &input.ident;
-    let (impl_generics, type_generics, where_clause) = input.generics.split_for_impl();
+    let generics = bounded(input, &elements);
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let static_arguments = input.generics.params.iter().map(|parameter| match parameter {
         GenericParam::Lifetime(_) => quote!('static),
         GenericParam::Type(parameter) => {
@@ -118,6 +119,20 @@ pub(crate) fn derive_row(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
+/// The generics of the struct, with a bound on the type of each field where there are type
+/// parameters: `Option<T>` asks more of `T` than `T` itself does.
+fn bounded(input: &DeriveInput, elements: &[Element<'_>]) -> Generics {
+    let mut generics = input.generics.clone();
+    if generics.type_params().next().is_some() {
+        let clause = generics.make_where_clause();
+        for element in elements {
+            let field_type = element.field_type;
+            clause.predicates.push(parse_quote!(#field_type: ::sluice_sdk::Value));
+        }
+    }
+    generics
+}
+
 fn output_name(input: &DeriveInput) -> Result<String> {
     let mut output = None;
     for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("row")) {
@@ -141,10 +156,7 @@ fn output_name(input: &DeriveInput) -> Result<String> {
 pub(crate) fn derive_tuple(input: &DeriveInput) -> Result<TokenStream> {
     let elements = elements(input, "Tuple")?;
     let ident = &input.ident;
-    let mut generics = input.generics.clone();
-    for parameter in generics.type_params_mut() {
-        parameter.bounds.push(parse_quote!(::sluice_sdk::Value));
-    }
+    let generics = bounded(input, &elements);
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let names = elements.iter().map(|element| {
         let plain = element.name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')

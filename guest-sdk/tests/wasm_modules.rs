@@ -1,0 +1,72 @@
+//! The examples, built for wasm with nothing but cargo: what comes out is a module by the contract.
+//!
+//! This needs the target: `rustup target add wasm32-unknown-unknown`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use wit_component::{ComponentEncoder, DecodedWasm};
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// The folder of the built examples.
+fn built() -> PathBuf {
+    // The workspace's own folder, so that a module build before or after this one is not repeated.
+    let target_directory = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target").to_owned();
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--examples"])
+        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .arg("--target-dir")
+        .arg(&target_directory)
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "run `rustup target add {TARGET}` if that is what is missing");
+    target_directory.join(TARGET).join("guest/examples")
+}
+
+/// The names of the imports of a core module.
+fn core_imports(module: &[u8]) -> Vec<String> {
+    wasmparser::Parser::new(0)
+        .parse_all(module)
+        .filter_map(|payload| match payload.expect("a wasm module") {
+            wasmparser::Payload::ImportSection(imports) => Some(imports),
+            _ => None,
+        })
+        .flat_map(|imports| imports.into_imports())
+        .map(|import| format!("{:?}", import.expect("an import")))
+        .collect()
+}
+
+/// What a component that is made of a module, as the host makes it, imports and exports.
+fn component_world(module: &[u8]) -> (Vec<String>, Vec<String>) {
+    let component = ComponentEncoder::default()
+        .module(module)
+        .expect("the module carries its component type")
+        .validate(true)
+        .encode()
+        .expect("the module keeps to its component type");
+    let DecodedWasm::Component(resolve, world) = wit_component::decode(&component).expect("a component")
+    else {
+        panic!("a component");
+    };
+    let world = &resolve.worlds[world];
+    let names = |items: Vec<_>| items.iter().map(|key| resolve.name_world_key(key)).collect();
+    (names(world.imports.keys().cloned().collect()), names(world.exports.keys().cloned().collect()))
+}
+
+#[test]
+fn examples_are_modules_by_the_contract_and_import_nothing() {
+    let folder = built();
+    for (name, interface) in [
+        ("minimum_total", "sluice:module/validate@0.1.0"),
+        ("allowed_countries", "sluice:module/validate@0.1.0"),
+        ("order_rows", "sluice:module/map@0.1.0"),
+    ] {
+        let module = std::fs::read(folder.join(name).with_extension("wasm")).expect(name);
+        assert_eq!(core_imports(&module), [""; 0], "{name}");
+        let (imports, exports) = component_world(&module);
+        // Types only: nothing that a host would have to provide.
+        assert_eq!(imports, ["sluice:module/types@0.1.0"], "{name}");
+        assert_eq!(exports, [interface], "{name}");
+    }
+}
