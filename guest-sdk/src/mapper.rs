@@ -32,6 +32,23 @@ pub trait Mapper: Sized {
 }
 
 /// A row of an output. Derive it: `#[derive(Row)] #[row(output = "...")]`.
+///
+/// Without its output, and with a field that no column has the type of, it does not compile:
+///
+/// ```compile_fail
+/// #[derive(sluice_sdk::Row)]
+/// struct OrderRow {
+///     id: u64,
+/// }
+/// ```
+///
+/// ```compile_fail,E0277
+/// #[derive(sluice_sdk::Row)]
+/// #[row(output = "orders")]
+/// struct OrderRow {
+///     id: std::time::Duration,
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a row",
     note = "derive it: #[derive(Row)] #[row(output = \"...\")]"

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde::Deserialize;
 
+use super::reader::Number;
 use super::*;
 use crate::Rejection;
 
@@ -102,6 +103,37 @@ fn integers_are_exact_to_their_ends() {
         from_str::<i8>("-129").unwrap_err().to_string(),
         "out_of_range: expected an integer from -128 to 127, found -129"
     );
+}
+
+#[test]
+fn numbers_of_every_length_are_read_with_and_without_bytes_after_them() {
+    for digits in 1..=20 {
+        for text in
+            [&"12345678901234567890"[..digits], &"98765432109876543210"[..digits], &"9".repeat(digits)]
+        {
+            let expected = text.parse::<u128>().unwrap();
+            assert_eq!(from_str::<u128>(text).unwrap(), expected);
+            // What follows decides how many bytes are looked at together: the characters around the
+            // digits in ASCII, a sign bit, the end of the text.
+            for after in ["/", ":", "é", "         ", ".5", "e1"] {
+                let document = format!("{{\"n\":{text},\"after\":\"{after}\"}}");
+                let mut reader = Reader::new(&document);
+                while reader.position() < 5 {
+                    reader.step();
+                }
+                let number = reader.number().unwrap();
+                match u64::try_from(expected) {
+                    Ok(value) => assert_eq!(number, Number::Unsigned(value)),
+                    Err(_) => assert_eq!(number, Number::Long(text)),
+                }
+                let document = format!("{text}{after}        ");
+                let mut reader = Reader::new(&document);
+                let is_float = matches!(after, ".5" | "e1");
+                assert_eq!(matches!(reader.number().unwrap(), Number::Float(_)), is_float, "{document}");
+                assert_eq!(reader.position(), digits + if is_float { after.len() } else { 0 }, "{document}");
+            }
+        }
+    }
 }
 
 #[test]

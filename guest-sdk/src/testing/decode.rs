@@ -1,4 +1,4 @@
-//! RowBinary back into text, as ClickHouse shows values.
+//! RowBinary back into text, much as ClickHouse shows values.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -203,8 +203,8 @@ impl Mapped {
     }
 }
 
-/// A row, decoded: `row["column"]` is the value as text, as ClickHouse shows it (`NULL`, `[1, 2]`,
-/// `2026-01-31 13:45:00.000`).
+/// A row, decoded: `row["column"]` is the value as text, much as ClickHouse shows it (`NULL`,
+/// `[1, 2]`, `2026-01-31 13:45:00.000`); points in time are in UTC, decimals have all their digits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TestRow {
     /// The row as it was encoded.

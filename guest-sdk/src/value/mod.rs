@@ -53,6 +53,10 @@ pub trait Value {
 
 /// A value that may stand in a `Nullable(...)`: anything but arrays, maps, tuples, and values that
 /// are nullable or of low cardinality already.
+///
+/// ```compile_fail,E0277
+/// let nullable_array = <Option<Vec<u16>> as sluice_sdk::Value>::type_name();
+/// ```
 #[diagnostic::on_unimplemented(message = "ClickHouse has no `Nullable` of `{Self}`")]
 pub trait Scalar: Value {}
 
