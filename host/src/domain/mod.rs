@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod chunk;
 pub mod column_type;
+pub mod intent;
 pub mod ledger;
 pub mod provenance;
 pub mod retry;
