@@ -83,7 +83,7 @@ install_module() {
   if cmp -s "$from" "$to"; then
     return
   fi
-  cp "$from" "$to.partial"
+  install -m 644 "$from" "$to.partial"
   mv "$to.partial" "$to"
   say "$(realpath --relative-to="$repository" "$to") ($(stat -c %s "$to") bytes)"
 }
