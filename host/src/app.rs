@@ -43,6 +43,8 @@ use crate::wasm::{ChainSettings, ModuleRegistry, WasmChain, WasmEngine, WasmMetr
 const EVENTS: usize = 1024;
 /// Longest wait for Kafka's answer about topics.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a drain may take beyond its deadline, for the pipelines to say themselves what is unfinished.
+const GRACE: Duration = Duration::from_secs(3);
 /// Longest wait for dead letters that nobody waits for any more, when a pipeline closes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -174,7 +176,21 @@ impl App {
     /// When a pipeline ended with records unfinished; they are read again at the next start.
     pub async fn wait(mut self) -> Result<()> {
         let mut failures = Vec::new();
-        while let Some(ended) = self.pipelines.join_next().await {
+        let deadline = async {
+            self.shutdown.deadline().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::pin!(deadline);
+        loop {
+            // Both are cancel-safe: a pipeline that is not joined in one round is in the next.
+            let ended = tokio::select! {
+                ended = self.pipelines.join_next() => ended,
+                () = &mut deadline => bail!(
+                    "the drain took longer than resources.drain_timeout; what is not committed is read again \
+                     at the next start"
+                ),
+            };
+            let Some(ended) = ended else { break };
             let ended = ended.unwrap_or_else(|error| Err(anyhow!("a pipeline task failed: {error}")));
             if let Err(error) = ended {
                 tracing::error!(error = format!("{error:#}"), "pipeline ended");

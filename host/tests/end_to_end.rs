@@ -37,16 +37,21 @@ fn clickhouse_may_go_away_and_nothing_is_dead_lettered_for_it() {
     sluice.wait_until("every partition is assigned", assigned);
     sluice.wait_until("it is ready", |sluice| sluice.get("/ready").0 == 200);
 
-    clickhouse.kill();
-    traffic.send(&broker.bootstrap(), TOPIC);
-    sluice.wait_until("it says that it waits for clickhouse", |sluice| {
-        let (code, body) = sluice.get("/ready");
-        code == 503 && body.contains("insert into purchases")
+    std::thread::scope(|scope| {
+        let brokers = broker.bootstrap();
+        let traffic = &traffic;
+        let sending = scope.spawn(move || traffic.send_paced(&brokers, TOPIC, 1_500.0));
+        sluice.wait_until("some records are settled", |sluice| sluice.settled() >= 500);
+        clickhouse.kill();
+        sluice.wait_until("it says that it waits for clickhouse", |sluice| {
+            let (code, body) = sluice.get("/ready");
+            code == 503 && body.contains("insert into purchases")
+        });
+        assert!(!sending.is_finished(), "the kill came too late to prove anything");
+        assert_eq!(sluice.get("/live").0, 200);
+        std::thread::sleep(Duration::from_secs(2));
+        clickhouse.restart();
     });
-    assert_eq!(sluice.get("/live").0, 200);
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(sluice.settled(), 0);
-    clickhouse.restart();
     sluice.wait_until("everything is settled", |sluice| sluice.settled() >= 6_000);
     sluice.wait_until("it is ready again", |sluice| sluice.get("/ready").0 == 200);
     insta::assert_snapshot!("metrics", metric_names(&sluice));

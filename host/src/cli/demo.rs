@@ -59,7 +59,11 @@ pub(super) struct Arguments {
 /// When a part does not start, or the counts do not add up.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     telemetry::start_log(&arguments.log, LogFormat::Auto)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(demo(arguments))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(demo(arguments));
+    // On the way out of an error a blocking task may still wait for Kafka.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn demo(arguments: &Arguments) -> Result<()> {
@@ -153,7 +157,7 @@ async fn feed(file: &Path, brokers: &str, topic: &str) -> Result<(u64, Instant)>
     Ok((sent.await??.produced, started))
 }
 
-/// Waits until every produced record is settled and its offset committed; shows how far it is.
+/// Waits until every produced record is settled; shows how far it is.
 async fn watch(app: &App, shutdown: &Shutdown, produced: u64) -> Result<()> {
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(produced).with_style(

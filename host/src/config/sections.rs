@@ -226,7 +226,7 @@ fn resources(mut section: Section<'_>) -> ResourcesConfig {
     let config = ResourcesConfig {
         workers: within(&mut section, "workers", "0", 0, 1_024) as usize,
         in_flight_bytes: bytes_within(&mut section, "in_flight_bytes", "256MiB", 1 << 20, 1 << 40),
-        drain_timeout: positive(&mut section, "drain_timeout", "30s"),
+        drain_timeout: drain_timeout(&mut section),
     };
     section.finish();
     config
@@ -302,6 +302,19 @@ pub(super) fn bytes_within(
 }
 
 /// A duration that is not zero and not beyond a day, which no wait in here is meant to be.
+/// A rebalance waits for the drain too, and a member that does not poll for `max.poll.interval.ms`
+/// (five minutes) is put out of its group.
+fn drain_timeout(section: &mut Section<'_>) -> Duration {
+    let (key, default) = ("drain_timeout", "30s");
+    let duration: Duration = section.read(key, default);
+    if !duration.is_zero() && duration <= Duration::from_secs(240) {
+        return duration;
+    }
+    let problem = format!("{} is out of range", humantime::format_duration(duration));
+    section.refuse(key, problem, "write a duration above 0s, up to 4m".to_owned());
+    Section::stand_in(default)
+}
+
 pub(super) fn positive(section: &mut Section<'_>, key: &'static str, default: &str) -> Duration {
     let duration: Duration = section.read(key, default);
     if !duration.is_zero() && duration <= Duration::from_secs(86_400) {

@@ -138,9 +138,12 @@ impl Chunk {
         })
     }
 
-    /// Bytes that this chunk holds in memory: what it takes from the in-flight budget.
+    /// Bytes that this chunk holds in memory: what it takes from the in-flight budget. A chunk of one
+    /// small record costs some hundred bytes and a dozen allocations, here and in what is made of it.
     pub fn footprint(&self) -> usize {
-        self.payloads.footprint()
+        const OVERHEAD: usize = 1024;
+        OVERHEAD
+            + self.payloads.footprint()
             + self.keys.footprint()
             + self.header_names.footprint()
             + self.header_values.footprint()
@@ -196,14 +199,15 @@ impl ChunkBuilder {
     }
 
     /// Whether a record at `offset` with `bytes` of content (key, payload, header names and values
-    /// together) must go into the next chunk: this one is full, or the offset is too far from its
-    /// base. A record alone is always taken; Kafka keeps one far under what 32-bit ends can hold.
+    /// together) must go into the next chunk: this one is full, or the offset does not follow or is
+    /// too far from its base. A record alone is always taken; Kafka keeps one far under what 32-bit ends can hold.
     pub fn refuses(&self, offset: i64, bytes: usize) -> bool {
         let chunk = &self.chunk;
         let columns = [&chunk.payloads, &chunk.keys, &chunk.header_names, &chunk.header_values];
         let held: usize = columns.iter().map(|column| column.bytes.len()).sum();
         !self.chunk.is_empty()
-            && (self.chunk.len() >= MAXIMUM_RECORDS
+            && (offset < self.chunk.end_offset()
+                || self.chunk.len() >= MAXIMUM_RECORDS
                 || held + bytes > TARGET_BYTES
                 || offset - self.chunk.base_offset > i64::from(u32::MAX))
     }

@@ -12,7 +12,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
 use crate::domain::retry::Retryability;
 use crate::domain::verdict::DeadLetter;
-use crate::pipeline::ports::{DeadLetterSink, KafkaError};
+use crate::pipeline::ports::{DeadLetterSink, KafkaError, Unpublished};
 
 use super::log;
 
@@ -108,21 +108,28 @@ impl DeadLetterProducer {
 }
 
 impl DeadLetterSink for DeadLetterProducer {
-    async fn publish(&self, letters: &[DeadLetter]) -> Result<(), KafkaError> {
+    async fn publish(&self, letters: &[DeadLetter]) -> Result<(), Unpublished> {
         let answers = join_all(letters.iter().map(|letter| self.send(letter))).await;
-        let failed = answers.iter().filter(|answer| answer.is_err()).count();
-        match answers.into_iter().find_map(Result::err) {
-            None => Ok(()),
-            Some(error) => Err(KafkaError {
-                retryability: Retryability::Retry,
-                message: format!(
-                    "{failed} of {} dead letters did not reach topic {}: {error}; {}",
-                    letters.len(),
-                    self.topic,
-                    cure(&error)
-                ),
-            }),
-        }
+        let failed: Vec<(usize, ClientError)> = answers
+            .into_iter()
+            .enumerate()
+            .filter_map(|(place, answer)| answer.err().map(|error| (place, error)))
+            .collect();
+        let Some((_, error)) = failed.first() else { return Ok(()) };
+        let fatal = self.producer.client().fatal_error();
+        let reason = match &fatal {
+            Some((code, reason)) => format!("{code}: {reason}; mend that and restart sluice"),
+            None => format!("{error}; {}", cure(error)),
+        };
+        let message = format!(
+            "{} of {} dead letters did not reach topic {}: {reason}",
+            failed.len(),
+            letters.len(),
+            self.topic
+        );
+        let retryability = if fatal.is_some() { Retryability::Permanent } else { Retryability::Retry };
+        let places = failed.iter().map(|(place, _)| *place).collect();
+        Err(Unpublished { places, error: KafkaError { retryability, message } })
     }
 }
 

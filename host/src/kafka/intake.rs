@@ -6,28 +6,26 @@
 //! Records in a builder that is not full yet are not announced to the flow: when their partition
 //! goes, they are forgotten, and its next owner reads them again.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::Offset;
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::{ChunkBuilder, MAXIMUM_RECORDS};
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
-use crate::pipeline::event::{Event, Taken};
-use crate::pipeline::workers::{Job, Workers};
+use crate::pipeline::event::{Assignment, DeathNotice, Event, Taken};
+use crate::pipeline::workers::{Job, Refused, Workers};
 
-use super::log;
-use super::queue::{Message, MessageQueue};
+use super::group::{GroupContext, Slot, Slots};
+use super::offsets::GroupOffsets;
+use super::queue::Message;
 
 /// Longest wait for messages, and for rebalances while nothing may be read.
 const READ_TIMEOUT: Duration = Duration::from_millis(20);
@@ -35,8 +33,8 @@ const READ_TIMEOUT: Duration = Duration::from_millis(20);
 const BUILDER_AGE: Duration = Duration::from_millis(20);
 /// How often the ends of the partitions and the state of the brokers are looked at.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest wait for an answer about offsets; the intake reads nothing meanwhile.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait before full workers are asked again; the group is served meanwhile.
+const HAND_OVER_WAIT: Duration = Duration::from_millis(2);
 
 /// What an intake is to do.
 #[derive(Clone, Debug)]
@@ -73,9 +71,9 @@ const CLOSING: u8 = 2;
 
 /// Handle on the intake thread.
 pub struct Intake {
-    consumer: Arc<GroupConsumer>,
+    consumer: Option<Arc<GroupConsumer>>,
     state: Arc<AtomicU8>,
-    thread: std::thread::JoinHandle<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Intake {
@@ -93,21 +91,15 @@ impl Intake {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "false")
-            .set("auto.offset.reset", settings.start);
+            // Never past a record: `group` decides where a group without offsets starts.
+            .set("auto.offset.reset", "earliest");
         // The KIP-848 protocol has its assignors at the broker and refuses this property.
-        if client.get("group.protocol").is_none_or(|protocol| protocol == "classic")
-            && client.get("partition.assignment.strategy").is_none()
-        {
+        if client.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
             client.set("partition.assignment.strategy", "cooperative-sticky");
         }
         client.set_log_level(RDKafkaLogLevel::Info);
-        let context = GroupContext {
-            queue: MessageQueue::detached(),
-            slots: Mutex::default(),
-            events: with.events.clone(),
-            drain_timeout: settings.drain_timeout,
-            trouble: Mutex::new(Some("kafka: joining the consumer group".into())),
-        };
+        let from_latest = settings.start == "latest";
+        let context = GroupContext::new(with.events.clone(), settings.drain_timeout, from_latest);
         let consumer: Arc<GroupConsumer> = Arc::new(client.create_with_context(context)?);
         attach(&consumer);
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
@@ -117,18 +109,22 @@ impl Intake {
             .name("kafka-intake".into())
             .spawn({
                 let (consumer, state) = (consumer.clone(), state.clone());
-                let from_latest = settings.start == "latest";
-                move || Reader { consumer, state, with, from_latest, told: None }.run()
+                let told = Vec::new();
+                let topic = settings.topics.first().cloned().unwrap_or_default();
+                move || Reader { consumer, state, with, topic, pending: VecDeque::new(), told }.run()
             })
             .map_err(|error| {
                 KafkaError::ClientCreation(format!("cannot start the intake thread: {error}"))
             })?;
-        Ok(Self { consumer, state, thread })
+        Ok(Self { consumer: Some(consumer), state, thread: Some(thread) })
     }
 
     /// Where this group's offsets are committed.
-    pub fn offset_store(&self) -> super::offsets::GroupOffsets {
-        super::offsets::GroupOffsets::new(self.consumer.clone())
+    ///
+    /// # Panics
+    /// Never: the consumer is there until [`Self::close`].
+    pub fn offset_store(&self) -> GroupOffsets {
+        GroupOffsets::new(self.consumer.clone().expect("the intake is not closed"))
     }
 
     /// A handle that stops the reading, from anywhere.
@@ -138,12 +134,19 @@ impl Intake {
 
     /// Leaves the group and waits for the thread. Blocking. Everything else that holds the
     /// consumer (the offset store) must be gone, else the group is left when that goes.
-    pub fn close(self) {
+    pub fn close(mut self) {
         self.state.store(CLOSING, Ordering::Release);
-        drop(self.consumer);
-        if self.thread.join().is_err() {
+        self.consumer = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the kafka intake thread panicked");
         }
+    }
+}
+
+impl Drop for Intake {
+    /// Where a pipeline dies without closing, its thread must not go on reading for nobody.
+    fn drop(&mut self) {
+        self.state.store(CLOSING, Ordering::Release);
     }
 }
 
@@ -166,117 +169,27 @@ fn attach(consumer: &Arc<GroupConsumer>) {
     unsafe { consumer.context().queue.attach(consumer.client().native_ptr()) };
 }
 
-/// A partition that is ours.
-#[derive(Debug)]
-struct Slot {
-    id: PartitionId,
-    epoch: Epoch,
-    next_sequence: u64,
-    /// Whether the flow knows where the group goes on reading.
-    resumed: bool,
-    builder: Option<(ChunkBuilder, Instant)>,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    slots: Vec<Slot>,
-    epochs: Epoch,
-}
-
-/// What librdkafka calls back into, on the intake thread.
-#[derive(Debug)]
-pub(super) struct GroupContext {
-    queue: MessageQueue,
-    slots: Mutex<Slots>,
-    events: mpsc::Sender<Event>,
-    drain_timeout: Duration,
-    trouble: Mutex<Option<String>>,
-}
-
-impl GroupContext {
-    fn slots(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn assign(&self, partitions: &TopicPartitionList) {
-        let mut assigned = Vec::new();
-        let mut slots = self.slots();
-        for element in partitions.elements() {
-            self.queue.forward(element.topic(), element.partition());
-            slots.epochs += 1;
-            let epoch = slots.epochs;
-            let id = PartitionId { topic: element.topic().into(), partition: element.partition() };
-            slots.slots.retain(|slot| slot.id != id);
-            assigned.push((id.clone(), epoch));
-            slots.slots.push(Slot { id, epoch, next_sequence: 0, resumed: false, builder: None });
-        }
-        drop(slots);
-        self.set_trouble(None);
-        // The flow is gone only when the pipeline is closing.
-        let _ = self.events.blocking_send(Event::Assigned(assigned));
-    }
-
-    fn revoke(&self, partitions: &TopicPartitionList, lost: bool) {
-        let mut ids = Vec::new();
-        let mut slots = self.slots();
-        for element in partitions.elements() {
-            let id = PartitionId { topic: element.topic().into(), partition: element.partition() };
-            slots.slots.retain(|slot| slot.id != id);
-            ids.push(id);
-        }
-        drop(slots);
-        let (release, released) = sync_channel(1);
-        if self.events.blocking_send(Event::Revoked { partitions: ids, lost, release }).is_ok() {
-            // The flow keeps its own deadline; the margin is for it to notice.
-            let _ = released.recv_timeout(self.drain_timeout + Duration::from_secs(5));
-        }
-    }
-}
-
-impl ClientContext for GroupContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka client error");
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.set_trouble(Some(format!(
-                "kafka: no broker can be reached ({reason}); check kafka.brokers and the network"
-            )));
-        }
-    }
-}
-
-impl ConsumerContext for GroupContext {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(partitions) => self.assign(partitions),
-            Rebalance::Revoke(partitions) => self.revoke(partitions, consumer.assignment_lost()),
-            Rebalance::Error(error) => tracing::warn!(%error, "rebalance failed; the group will try again"),
-        }
-    }
-}
-
 struct Reader {
     consumer: Arc<GroupConsumer>,
     state: Arc<AtomicU8>,
     with: IntakeCollaborators,
-    /// Whether a group without committed offsets starts at the end.
-    from_latest: bool,
-    told: Option<String>,
+    /// One of the topics, to ask the brokers for.
+    topic: String,
+    /// Chunks that the workers had no room for; nothing is read while there are any.
+    pending: VecDeque<Job>,
+    told: Vec<String>,
+}
+
+/// What a read gave, in the order in which it happened.
+enum Outgoing {
+    Chunk { partition: PartitionId, epoch: Epoch, sequence: u64, builder: ChunkBuilder },
+    Restarted(Assignment),
 }
 
 impl Reader {
     fn run(mut self) {
+        let events = self.with.events.clone();
+        let notice = DeathNotice::new(&events, "the kafka intake thread");
         let mut surveyed: Option<Instant> = None;
         let mut stopped = false;
         // Bytes of a record lately, to size a read by what the budget has left.
@@ -286,13 +199,15 @@ impl Reader {
             if state == CLOSING {
                 break;
             }
-            if state == STOPPING && !stopped {
+            self.hand_over();
+            if state == STOPPING && !stopped && self.pending.is_empty() {
                 stopped = true;
                 self.send(Event::IntakeStopped);
             }
             let available = self.with.budget.available();
-            let reading = !stopped && available > 0;
-            self.serve_group(if reading { Duration::ZERO } else { READ_TIMEOUT });
+            let reading = state == RUNNING && available > 0 && self.pending.is_empty();
+            let wait = if self.pending.is_empty() { READ_TIMEOUT } else { HAND_OVER_WAIT };
+            self.serve_group(if reading { Duration::ZERO } else { wait });
             if reading {
                 let maximum = (available / record_bytes).clamp(1, MAXIMUM_RECORDS);
                 self.read(maximum, &mut record_bytes);
@@ -304,6 +219,7 @@ impl Reader {
             }
         }
         self.consumer.context().queue.close();
+        drop(notice);
     }
 
     /// Serves rebalances and errors; messages come through the queue, not through here.
@@ -315,7 +231,7 @@ impl Reader {
             }
             Some(Err(error)) => {
                 tracing::warn!(%error, "kafka consumer error");
-                self.consumer.context().set_trouble(Some(format!("kafka: {error}")));
+                self.consumer.context().troubles().brokers_fail(format!("kafka: {error}"));
             }
             // A message here would mean that its partition was not forwarded: reading on would lose it.
             Some(Ok(_)) => self.send(Event::Broken(
@@ -325,16 +241,18 @@ impl Reader {
     }
 
     fn read(&mut self, maximum: usize, record_bytes: &mut usize) {
-        let context = self.consumer.context();
+        let consumer = self.consumer.clone();
+        let context = consumer.context();
         let mut slots = context.slots();
         let waiting = slots.slots.iter().any(|slot| slot.builder.is_some());
         let timeout = if waiting { Duration::ZERO } else { READ_TIMEOUT };
         let now = Instant::now();
-        let mut full = Vec::new();
+        let mut outgoing = Vec::new();
+        let mut broken = None;
         let mut current: Option<(*const std::ffi::c_void, i32, usize)> = None;
         let count = context.queue.read(timeout, maximum, |message| {
             if let Some(error) = message.error() {
-                tracing::warn!(error, topic = message.topic(), partition = message.partition(), "kafka");
+                broken = broken.take().or(self.refused(&message, &error));
                 return;
             }
             let (topic, partition) = (message.topic_identity(), message.partition());
@@ -347,98 +265,89 @@ impl Reader {
                     // A partition that was taken away while its messages were under way.
                     let Some(index) = found else { return };
                     current = Some((topic, partition, index));
+                    let mut troubles = context.troubles();
+                    if !troubles.is_empty() {
+                        troubles.brokers_answer();
+                        troubles.partition_reads(message.topic(), partition);
+                    }
                     index
                 }
             };
-            if let Some(chunk) = append(&mut slots.slots[index], &message, now, record_bytes) {
-                full.push((index, chunk));
+            if message.offset() < slots.slots[index].next_offset {
+                outgoing.push(restart(&mut slots, index, message.offset()));
             }
+            outgoing.extend(append(&mut slots.slots[index], &message, now, record_bytes));
         });
+        if let Some(reason) = broken {
+            // Nothing of this read goes on: what follows the hole must not be committed past it.
+            self.send(Event::Broken(reason));
+            return;
+        }
         // Everything that waits goes out when the queue ran dry, else only what has become old.
         let dry = count < maximum;
-        for (index, slot) in slots.slots.iter_mut().enumerate() {
+        for slot in &mut slots.slots {
             if slot
                 .builder
                 .as_ref()
                 .is_some_and(|(_, since)| dry || now.duration_since(*since) >= BUILDER_AGE)
-                && let Some((builder, _)) = slot.builder.take()
             {
-                full.push((index, builder));
+                outgoing.extend(finish(slot));
             }
         }
-        let chunks: Vec<_> = full
-            .into_iter()
-            .map(|(index, builder)| {
-                let slot = &mut slots.slots[index];
-                slot.next_sequence += 1;
-                (slot.id.clone(), slot.epoch, slot.next_sequence - 1, builder)
-            })
-            .collect();
         drop(slots);
-        if count > 0 && context.trouble().is_some() {
-            context.set_trouble(None);
-        }
-        for (partition, epoch, sequence, builder) in chunks {
-            self.dispatch(partition, epoch, sequence, builder);
+        for outgoing in outgoing {
+            match outgoing {
+                Outgoing::Restarted(assignment) => self.send(Event::Assigned(vec![assignment])),
+                Outgoing::Chunk { partition, epoch, sequence, builder } => {
+                    self.dispatch(partition, epoch, sequence, builder);
+                }
+            }
         }
     }
 
-    fn dispatch(&self, partition: PartitionId, epoch: Epoch, sequence: u64, builder: ChunkBuilder) {
+    /// What is to be done about an error in place of a message: a reason to stop where librdkafka goes
+    /// on behind records that it could not read, else trouble that is shown until the partition is read.
+    fn refused(&self, message: &Message<'_>, error: &str) -> Option<String> {
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        tracing::warn!(error, topic, partition, offset, "kafka cannot read a partition");
+        if message.is_unreadable() {
+            return Some(format!(
+                "topic {topic}, partition {partition}, offset {offset}: records that cannot be read ({error}), \
+                 and reading on would lose them; mend the partition, or move the group's offset past them on purpose"
+            ));
+        }
+        self.consumer.context().troubles().partition_fails(topic, partition, error);
+        None
+    }
+
+    /// Hands chunks to the workers, as far as they have room.
+    fn hand_over(&mut self) {
+        while let Some(job) = self.pending.pop_front() {
+            match self.with.workers.offer(job) {
+                Ok(()) => {}
+                Err(Refused::Full(job)) => {
+                    self.pending.push_front(*job);
+                    return;
+                }
+                Err(Refused::Gone) => self.send(Event::Broken("the wasm worker threads are gone".into())),
+            }
+        }
+    }
+
+    fn dispatch(&mut self, partition: PartitionId, epoch: Epoch, sequence: u64, builder: ChunkBuilder) {
         let chunk = Arc::new(builder.build());
         let hold = self.with.budget.take(chunk.footprint());
         let (records, end) = (chunk.len() as u64, chunk.end_offset());
         self.send(Event::Consumed { partition, epoch, records, end });
         let taken = Taken { epoch, sequence, chunk, chain: self.with.chain.current(), hold };
-        if self.with.workers.judge(Job { taken, events: self.with.events.clone() }).is_err() {
-            self.send(Event::Broken("the wasm worker threads are gone".into()));
-        }
-    }
-
-    /// Tells the flow where the group goes on reading partitions that are new here. A failure is
-    /// met again at the next survey.
-    fn tell_resumed(&self) -> Result<(), KafkaError> {
-        let context = self.consumer.context();
-        let fresh: Vec<(PartitionId, Epoch)> = context
-            .slots()
-            .slots
-            .iter()
-            .filter(|slot| !slot.resumed)
-            .map(|slot| (slot.id.clone(), slot.epoch))
-            .collect();
-        if fresh.is_empty() {
-            return Ok(());
-        }
-        let mut request = TopicPartitionList::with_capacity(fresh.len());
-        for (id, _) in &fresh {
-            request.add_partition(&id.topic, id.partition);
-        }
-        let committed = self.consumer.committed_offsets(request, ANSWER_TIMEOUT)?;
-        let mut resumed = Vec::new();
-        for (id, epoch) in fresh {
-            let offset = match committed.find_partition(&id.topic, id.partition).map(|found| found.offset()) {
-                Some(Offset::Offset(offset)) => offset,
-                _ => {
-                    let (low, high) =
-                        self.consumer.fetch_watermarks(&id.topic, id.partition, ANSWER_TIMEOUT)?;
-                    if self.from_latest { high } else { low }
-                }
-            };
-            resumed.push((id, epoch, offset));
-        }
-        for slot in &mut context.slots().slots {
-            slot.resumed |= resumed.iter().any(|(id, epoch, _)| *id == slot.id && *epoch == slot.epoch);
-        }
-        self.send(Event::Resumed(resumed));
-        Ok(())
+        self.pending.push_back(Job { taken, events: self.with.events.clone() });
+        self.hand_over();
     }
 
     fn survey(&mut self) {
-        if let Err(error) = self.tell_resumed() {
-            tracing::debug!(%error, "the committed offsets are not known yet");
-        }
         let context = self.consumer.context();
-        let slots = context.slots();
-        let ends: Vec<_> = slots
+        let ends: Vec<_> = context
+            .slots()
             .slots
             .iter()
             .filter_map(|slot| {
@@ -446,23 +355,25 @@ impl Reader {
                 Some((slot.id.clone(), end))
             })
             .collect();
-        let assigned = !slots.slots.is_empty();
-        drop(slots);
-        if assigned
-            && context.trouble().is_some()
-            && self.consumer.client().fetch_metadata(None, SURVEY_INTERVAL).is_ok()
-        {
-            context.set_trouble(None);
-        }
         self.send(Event::EndOffsets(ends));
+        if context.troubles().brokers_are_away()
+            && self.consumer.client().fetch_metadata(Some(&self.topic), SURVEY_INTERVAL).is_ok()
+        {
+            context.troubles().brokers_answer();
+        }
     }
 
     /// Tells the flow why nothing comes in, when that has changed.
     fn tell_trouble(&mut self) {
-        let trouble = self.consumer.context().trouble();
-        if trouble != self.told {
-            self.told.clone_from(&trouble);
-            self.send(Event::IntakeTrouble(trouble.into_iter().collect()));
+        let troubles = self.consumer.context().troubles();
+        if troubles.is_empty() && self.told.is_empty() {
+            return;
+        }
+        let list = troubles.list();
+        drop(troubles);
+        if list != self.told {
+            self.told.clone_from(&list);
+            self.send(Event::IntakeTrouble(list));
         }
     }
 
@@ -472,13 +383,24 @@ impl Reader {
     }
 }
 
-/// Copies a message into its partition's builder; returns the builder before when it was full.
+/// Begins a partition anew whose offsets went back: its topic was made again, or its log was cut off.
+/// Records that were read before are of another log; a builder's are forgotten with it.
+fn restart(slots: &mut Slots, index: usize, offset: i64) -> Outgoing {
+    let epoch = slots.next_epoch();
+    let slot = &mut slots.slots[index];
+    tracing::warn!(topic = %slot.id.topic, partition = slot.id.partition, expected = slot.next_offset, offset,
+        "offsets went back: the topic was made again or its log was cut off; reading on from there");
+    *slot = Slot { id: slot.id.clone(), epoch, next_sequence: 0, next_offset: offset, builder: None };
+    Outgoing::Restarted(Assignment { partition: slot.id.clone(), epoch, position: Some(offset) })
+}
+
+/// Copies a message into its partition's builder; returns the chunk before when that was full.
 fn append(
     slot: &mut Slot,
     message: &Message<'_>,
     now: Instant,
     record_bytes: &mut usize,
-) -> Option<ChunkBuilder> {
+) -> Option<Outgoing> {
     let (key, payload, headers) = (message.key(), message.payload(), message.headers());
     let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
     let header_bytes: usize = headers.iter().map(|(name, value)| name.len() + length(*value)).sum();
@@ -486,13 +408,22 @@ fn append(
     *record_bytes = (*record_bytes * 7 + content + 64) / 8;
     let offset = message.offset();
     let full = match &slot.builder {
-        Some((builder, _)) if builder.refuses(offset, content) => slot.builder.take(),
+        Some((builder, _)) if builder.refuses(offset, content) => finish(slot),
         _ => None,
     };
+    slot.next_offset = offset + 1;
     let (builder, _) = slot
         .builder
         .get_or_insert_with(|| (ChunkBuilder::new(slot.id.topic.clone(), slot.id.partition, offset), now));
     let headers = headers.iter().map(|(name, value)| (&**name, *value));
     builder.push(offset, message.timestamp(), key, payload, headers);
-    full.map(|(builder, _)| builder)
+    full
+}
+
+/// Takes a partition's builder as its next chunk.
+fn finish(slot: &mut Slot) -> Option<Outgoing> {
+    let (builder, _) = slot.builder.take()?;
+    slot.next_sequence += 1;
+    let (partition, epoch, sequence) = (slot.id.clone(), slot.epoch, slot.next_sequence - 1);
+    Some(Outgoing::Chunk { partition, epoch, sequence, builder })
 }

@@ -1,11 +1,13 @@
 //! Kafka: consumer group and intake, dead-letter producer, offsets.
 //!
-//! Everything goes through librdkafka (crate `rdkafka`); `queue` is the only file with unsafe code.
+//! Everything goes through librdkafka (crate `rdkafka`); unsafe code is in `queue`,
+//! and where `intake` gives it the client's handle.
 
 use rdkafka::config::RDKafkaLogLevel;
 
 pub mod client;
 pub mod dead_letters;
+mod group;
 pub mod intake;
 pub mod metadata;
 pub mod offsets;

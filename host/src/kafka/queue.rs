@@ -141,6 +141,17 @@ impl<'a> Message<'a> {
         Some(text.to_string_lossy().into_owned())
     }
 
+    /// Whether the error stands for records that cannot be read, behind which librdkafka goes on.
+    pub(super) fn is_unreadable(&self) -> bool {
+        use sys::rd_kafka_resp_err_t as Code;
+        matches!(
+            self.raw.err,
+            Code::RD_KAFKA_RESP_ERR__BAD_MSG
+                | Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION
+                | Code::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED
+        )
+    }
+
     /// Identity of the topic, for comparison among the messages of one read.
     pub(super) fn topic_identity(&self) -> *const c_void {
         self.raw.rkt.cast_const().cast()

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
 use crate::domain::chunk::Chunk;
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::domain::verdict::ChunkVerdicts;
@@ -41,24 +43,57 @@ pub struct Judged {
     pub verdicts: Arc<ChunkVerdicts>,
 }
 
+/// A partition that is ours from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Partition.
+    pub partition: PartitionId,
+    /// Grows with every assignment.
+    pub epoch: Epoch,
+    /// Where it is read from, where that is known: the group's committed offset, mostly.
+    pub position: Option<i64>,
+}
+
+/// Tells the flow when a thread that it waits for dies of a panic.
+#[derive(Debug)]
+pub struct DeathNotice<'a> {
+    events: &'a mpsc::Sender<Event>,
+    who: &'static str,
+}
+
+impl<'a> DeathNotice<'a> {
+    /// To be held by the thread `who` for as long as it works for the flow.
+    pub fn new(events: &'a mpsc::Sender<Event>, who: &'static str) -> Self {
+        Self { events, who }
+    }
+}
+
+impl Drop for DeathNotice<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = format!("{} panicked; this is a defect of sluice, please report it", self.who);
+            // The flow may be gone already, and then nobody waits.
+            let _ = self.events.blocking_send(Event::Broken(reason));
+        }
+    }
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub enum Event {
-    /// Partitions are ours from now on, each under a new epoch.
-    Assigned(Vec<(PartitionId, Epoch)>),
+    /// Partitions are ours from now on, each under a new epoch. A partition that was ours already
+    /// begins anew.
+    Assigned(Vec<Assignment>),
     /// Partitions are to be given up: settle what is in flight, then answer. Where they are lost
     /// already nothing can be committed for them any more.
     Revoked {
-        /// Which.
-        partitions: Vec<PartitionId>,
+        /// Which, under which assignment.
+        partitions: Vec<(PartitionId, Epoch)>,
         /// Whether the group gave them away without asking.
         lost: bool,
         /// Dropped or sent to when they may go.
         release: std::sync::mpsc::SyncSender<()>,
     },
-    /// Where the group goes on reading assigned partitions: the committed offset, or where the
-    /// configuration lets a group start that has none.
-    Resumed(Vec<(PartitionId, Epoch, i64)>),
     /// A chunk was taken in; its verdicts follow.
     Consumed {
         /// Partition.

@@ -21,7 +21,7 @@ use crate::domain::retry::RetryPolicy;
 use super::binding::{BoundChain, ChainSlot};
 use super::budget::Budget;
 use super::committer::Committer;
-use super::event::{Event, Judged};
+use super::event::{Assignment, Event, Judged};
 use super::inserter::{Delivered, Entropy, EntropySource, Inserter};
 use super::lane::{Lane, SealedBatch};
 use super::metrics::PipelineMetrics;
@@ -102,7 +102,7 @@ pub enum FlowError {
 }
 
 struct Revocation {
-    partitions: Vec<PartitionId>,
+    partitions: Vec<(PartitionId, Epoch)>,
     release: SyncSender<()>,
     deadline: Instant,
 }
@@ -116,7 +116,7 @@ pub struct Flow<S, D, O> {
     end_offsets: BTreeMap<PartitionId, i64>,
     lanes: Vec<Lane>,
     sealed: VecDeque<SealedBatch>,
-    deliveries: JoinSet<Delivered>,
+    deliveries: JoinSet<Result<Delivered, String>>,
     inserter: Arc<Inserter<S, D>>,
     committer: Committer<O>,
     revocation: Option<Revocation>,
@@ -205,7 +205,8 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
                     None => return Err(self.broken("its intake ended without saying so")),
                 },
                 Some(delivered) = self.deliveries.join_next() => match delivered {
-                    Ok(delivered) => self.settle(&delivered),
+                    Ok(Ok(delivered)) => self.settle(&delivered),
+                    Ok(Err(reason)) => return Err(self.broken(&reason)),
                     Err(error) => return Err(self.broken(&format!("a delivery failed: {error}"))),
                 },
                 answer = self.committer.finish() => {
@@ -220,11 +221,6 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         match event {
             Event::Assigned(partitions) => self.assign(partitions),
             Event::Revoked { partitions, lost, release } => self.revoke(partitions, lost, release),
-            Event::Resumed(offsets) => {
-                for (partition, epoch, offset) in offsets {
-                    self.ledger.resume(&partition, epoch, offset);
-                }
-            }
             Event::Consumed { partition, epoch, records, end } => {
                 if self.ledger.consume(&partition, epoch, records, end) {
                     self.count(&self.metrics.consumed, &partition, records);
@@ -282,12 +278,14 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         lanes.chain(others.into_iter().flatten()).fold(self.status_due, Instant::min)
     }
 
-    fn assign(&mut self, partitions: Vec<(PartitionId, Epoch)>) {
+    fn assign(&mut self, partitions: Vec<Assignment>) {
+        self.release();
         let event = [&*self.settings.pipeline, "assigned"];
         self.metrics.rebalances.with_label_values(&event).inc_by(partitions.len() as u64);
-        for (partition, epoch) in partitions {
-            tracing::info!(topic = %partition.topic, partition = partition.partition, "partition assigned");
-            self.ledger.assign(partition.clone(), epoch);
+        for Assignment { partition, epoch, position } in partitions {
+            tracing::info!(position, topic = %partition.topic, partition = partition.partition, "partition assigned");
+            self.abandon(&partition);
+            self.ledger.assign(partition.clone(), epoch, position);
             self.partitions.insert(partition.clone(), (epoch, Partition::default()));
             for lane in &mut self.lanes {
                 lane.leave(&partition);
@@ -303,7 +301,8 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         }
     }
 
-    fn revoke(&mut self, partitions: Vec<PartitionId>, lost: bool, release: SyncSender<()>) {
+    fn revoke(&mut self, partitions: Vec<(PartitionId, Epoch)>, lost: bool, release: SyncSender<()>) {
+        self.release();
         let event = [&*self.settings.pipeline, if lost { "lost" } else { "revoked" }];
         self.metrics.rebalances.with_label_values(&event).inc_by(partitions.len() as u64);
         let wait = if lost { Duration::ZERO } else { self.settings.drain_timeout };
@@ -313,15 +312,25 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
 
     fn finish_revocation(&mut self, now: Instant) {
         let Some(revocation) = &self.revocation else { return };
-        let drained = revocation.partitions.iter().all(|partition| self.ledger.is_drained(partition));
+        let drained = revocation.partitions.iter().all(|(partition, epoch)| {
+            !self.ledger.owns(partition, *epoch) || self.ledger.is_drained(partition)
+        });
         // A commit under way is waited for past the deadline too: one that reached the broker after
         // the next owner's would move its offset back.
         if self.committer.in_flight.is_some() || (!drained && now < revocation.deadline) {
             return;
         }
+        self.release();
+    }
+
+    /// Lets the revoked partitions go, settled or not. Those that were assigned anew meanwhile stay.
+    fn release(&mut self) {
         let Some(Revocation { partitions, release, .. }) = self.revocation.take() else { return };
-        for partition in partitions {
-            let standing = self.ledger.revoke(&partition).unwrap_or_default();
+        for (partition, epoch) in partitions {
+            if !self.ledger.owns(&partition, epoch) {
+                continue;
+            }
+            let standing = self.abandon(&partition).unwrap_or_default();
             tracing::info!(topic = %partition.topic, partition = partition.partition,
                 committed = standing.committed, unfinished = standing.in_flight(), "partition released");
             self.partitions.remove(&partition);
@@ -337,6 +346,13 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         }
         // The intake may have given up waiting, and then nobody listens.
         let _ = release.send(());
+    }
+
+    /// Forgets a partition's assignment; what was on its way is read again by whoever has it next.
+    fn abandon(&mut self, partition: &PartitionId) -> Option<Standing> {
+        let standing = self.ledger.revoke(partition)?;
+        self.count(&self.metrics.abandoned, partition, standing.in_flight());
+        Some(standing)
     }
 
     fn judged(&mut self, judged: Judged) {
@@ -367,7 +383,9 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
 
     fn settle(&mut self, delivered: &Delivered) {
         for (slice, outcome) in &delivered.outcomes {
-            self.ledger.settle(delivered.sealed.batch.id, slice, outcome);
+            if !self.ledger.settle(delivered.sealed.batch.id, slice, outcome) {
+                continue; // Counted as abandoned when its partition went.
+            }
             self.count(&self.metrics.inserted, &slice.partition, outcome.inserted);
             self.count(&self.metrics.filtered, &slice.partition, outcome.filtered);
             self.count(&self.metrics.dead_lettered, &slice.partition, outcome.dead_lettered);

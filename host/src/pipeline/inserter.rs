@@ -5,6 +5,7 @@
 //! filtered or dead-lettered. An outage is waited out; only a record that ClickHouse refuses by
 //! itself becomes a dead letter (`kind=insert`).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::domain::verdict::{DeadLetter, Rejection, RejectionKind, Stage};
 use super::binding::TableBinding;
 use super::lane::SealedBatch;
 use super::metrics::PipelineMetrics;
-use super::ports::{DeadLetterSink, InsertRequest, Sink};
+use super::ports::{DeadLetterSink, InsertRequest, Sink, Unpublished};
 use super::trouble::Trouble;
 
 /// Source of randomness: batch identities and jitter.
@@ -62,28 +63,30 @@ impl std::fmt::Debug for EntropySource {
 
 impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
     /// Brings a batch to its end. Cancel-safe: a cancelled delivery leaves the offsets uncommitted.
-    pub async fn deliver(self: Arc<Self>, sealed: SealedBatch) -> Delivered {
+    ///
+    /// # Errors
+    /// When it never can: the dead-letter producer is refused for good.
+    pub async fn deliver(self: Arc<Self>, sealed: SealedBatch) -> Result<Delivered, String> {
         let started = Instant::now();
         let mut refused: Vec<DeadLetter> = Vec::new();
+        // A record with rows in two tables is one dead letter, whichever table refused it.
+        let mut known: HashSet<(usize, u32)> = HashSet::new();
         for (output, table) in sealed.chain.tables.iter().enumerate() {
-            for letter in self.insert(&sealed, output, table).await {
-                let known = |other: &DeadLetter| {
-                    Arc::ptr_eq(&other.chunk, &letter.chunk) && other.index == letter.index
-                };
-                // A record with rows in two tables is one dead letter, whichever table refused it.
-                if !refused.iter().any(known) {
-                    refused.push(letter);
-                }
-            }
+            let letters = self.insert(&sealed, output, table).await;
+            refused.extend(
+                letters
+                    .into_iter()
+                    .filter(|letter| known.insert((Arc::as_ptr(&letter.chunk).addr(), letter.index))),
+            );
         }
         let outcomes = sealed.batch.outcomes(&refused);
         let mut letters = sealed.batch.rejected();
         letters.append(&mut refused);
-        self.publish(&letters).await;
+        self.publish(letters).await?;
         let pipeline = &*self.pipeline;
         self.metrics.batches.with_label_values(&[pipeline]).inc();
         self.metrics.batch_seconds.with_label_values(&[pipeline]).observe(started.elapsed().as_secs_f64());
-        Delivered { sealed, outcomes }
+        Ok(Delivered { sealed, outcomes })
     }
 
     /// Inserts the rows of one output; returns the records that ClickHouse refused one by one.
@@ -148,7 +151,10 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         for attempt in 0.. {
             match self.sink.insert(request.clone()).await {
                 Ok(()) => break,
-                Err(error) if error.retryability == Retryability::Permanent => return Err(error.message),
+                Err(error) if error.retryability == Retryability::Permanent => {
+                    self.trouble.clear(&about);
+                    return Err(error.message);
+                }
                 Err(error) => self.wait(&about, "insert", attempt, &error.message).await,
             }
         }
@@ -156,23 +162,34 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         Ok(())
     }
 
-    async fn publish(&self, letters: &[DeadLetter]) {
-        if letters.is_empty() {
-            return;
-        }
+    async fn publish(&self, mut letters: Vec<DeadLetter>) -> Result<(), String> {
         let about = "publish dead letters";
-        for attempt in 0.. {
-            match self.dead_letters.publish(letters).await {
-                Ok(()) => break,
-                // Good or bad, a record that is in neither place is lost: there is no giving up here.
-                Err(error) => self.wait(about, "dead_letter", attempt, &error.message).await,
+        let mut attempt = 0;
+        while !letters.is_empty() {
+            let answer = self.dead_letters.publish(&letters).await;
+            let open: Vec<usize> =
+                answer.as_ref().err().map(|error| error.places.clone()).unwrap_or_default();
+            let mut place = 0..;
+            // Only what is not confirmed is sent again: the others would be there twice.
+            letters.retain(|letter| {
+                let keep = place.next().is_some_and(|place| open.binary_search(&place).is_ok());
+                if !keep {
+                    let rejection = &letter.rejection;
+                    let labels = [&*self.pipeline, rejection.kind.as_str(), &*rejection.module];
+                    self.metrics.dead_letters.with_label_values(&labels).inc();
+                }
+                keep
+            });
+            if let Err(Unpublished { error, .. }) = answer {
+                if error.retryability == Retryability::Permanent {
+                    return Err(error.message);
+                }
+                self.wait(about, "dead_letter", attempt, &error.message).await;
+                attempt = attempt.saturating_add(1);
             }
         }
         self.trouble.clear(about);
-        for letter in letters {
-            let labels = [&*self.pipeline, letter.rejection.kind.as_str(), &*letter.rejection.module];
-            self.metrics.dead_letters.with_label_values(&labels).inc();
-        }
+        Ok(())
     }
 
     async fn wait(&self, about: &str, operation: &str, attempt: u32, reason: &str) {

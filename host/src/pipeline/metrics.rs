@@ -17,6 +17,8 @@ pub struct PipelineMetrics {
     pub filtered: IntCounterVec,
     /// Records in the dead-letter topic, by partition.
     pub dead_lettered: IntCounterVec,
+    /// Records on their way when their partition went; whoever has it next reads them again.
+    pub abandoned: IntCounterVec,
     /// Records on their way, by partition.
     pub in_flight: IntGaugeVec,
     /// Records between the committed offset and the end, by partition.
@@ -75,6 +77,11 @@ impl PipelineMetrics {
             dead_lettered: counter(
                 "sluice_records_dead_lettered_total",
                 "Records published to the dead-letter topic",
+                &PARTITION,
+            )?,
+            abandoned: counter(
+                "sluice_records_abandoned_total",
+                "Records on their way when their partition went; its next owner reads them again",
                 &PARTITION,
             )?,
             in_flight: gauge("sluice_records_in_flight", "Records consumed and not settled yet", &PARTITION)?,

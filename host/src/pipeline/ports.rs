@@ -84,11 +84,21 @@ pub struct KafkaError {
     pub message: String,
 }
 
+/// Dead letters that are not confirmed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unpublished {
+    /// Their places among those that were to be published, increasing; never none.
+    pub places: Vec<usize>,
+    /// Why the first of them is not. Permanent: this producer will never publish again.
+    pub error: KafkaError,
+}
+
 /// Where rejected records go.
 pub trait DeadLetterSink: Send + Sync + 'static {
-    /// Publishes and waits until the brokers confirmed every one. After an error some may be
-    /// there already.
-    fn publish(&self, letters: &[DeadLetter]) -> impl Future<Output = Result<(), KafkaError>> + Send;
+    /// Publishes and waits until the brokers confirmed every one, or will not. An unconfirmed one may
+    /// be there all the same.
+    fn publish(&self, letters: &[DeadLetter]) -> impl Future<Output = Result<(), Unpublished>> + Send;
 }
 
 /// A partition and the offset at which the group goes on reading it.

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::mpsc;
 
 use super::binding::BoundChain;
-use super::event::{Event, Judged, Taken};
+use super::event::{DeathNotice, Event, Judged, Taken};
 use super::ports::ChainRunner;
 
 /// Chains that a worker keeps runners for: the running one and its predecessor.
@@ -46,30 +46,30 @@ impl Workers {
         Ok((Self { jobs }, threads))
     }
 
-    /// Hands a chunk to the next free worker; blocks while all are busy and the queue is full.
-    /// Returns the job when the workers are gone.
-    pub fn judge(&self, job: Job) -> Result<(), Box<Job>> {
-        self.jobs.send(job).map_err(|refused| Box::new(refused.into_inner()))
+    /// Offers a chunk to the next free worker, without waiting.
+    ///
+    /// # Errors
+    /// When all are busy and the queue is full, or when they are gone.
+    pub fn offer(&self, job: Job) -> Result<(), Refused> {
+        self.jobs.try_send(job).map_err(|refused| match refused {
+            TrySendError::Full(job) => Refused::Full(Box::new(job)),
+            TrySendError::Disconnected(_) => Refused::Gone,
+        })
     }
 }
 
-/// Tells the pipeline when a worker dies over a chunk: its verdicts would be waited for forever.
-struct DeathNotice<'a>(&'a mpsc::Sender<Event>);
-
-impl Drop for DeathNotice<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let reason = "a wasm worker thread panicked; this is a defect of sluice, please report it";
-            // The flow may be gone already, and then nobody waits.
-            let _ = self.0.blocking_send(Event::Broken(reason.into()));
-        }
-    }
+/// Why a chunk was not taken.
+pub enum Refused {
+    /// No room: offer it again.
+    Full(Box<Job>),
+    /// No worker.
+    Gone,
 }
 
 fn run(queue: &Receiver<Job>) {
     let mut runners: Vec<(Arc<BoundChain>, Box<dyn ChainRunner>)> = Vec::new();
     for Job { mut taken, events } in queue {
-        let notice = DeathNotice(&events);
+        let notice = DeathNotice::new(&events, "a wasm worker thread");
         let position = match runners.iter().position(|(chain, _)| Arc::ptr_eq(chain, &taken.chain)) {
             Some(position) => position,
             None => {

@@ -64,10 +64,18 @@ impl Traffic {
         self.expectations.iter().filter(|expected| matches!(expected, Expectation::Rejected(_))).count()
     }
 
-    /// Sends everything and waits for the acknowledgements.
+    /// Sends everything, as fast as it goes, and waits for the acknowledgements.
     pub fn send(&self, brokers: &str, topic: &str) {
-        let options = ProducerOptions::new(brokers, topic);
-        let summary = send(self.messages.clone(), &options, |_| ControlFlow::Continue(())).unwrap();
+        self.send_with(&ProducerOptions::new(brokers, topic));
+    }
+
+    /// Sends everything at `rate` records a second.
+    pub fn send_paced(&self, brokers: &str, topic: &str, rate: f64) {
+        self.send_with(&ProducerOptions { rate: Some(rate), ..ProducerOptions::new(brokers, topic) });
+    }
+
+    fn send_with(&self, options: &ProducerOptions) {
+        let summary = send(self.messages.clone(), options, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(summary.produced, self.messages.len() as u64);
     }
 

@@ -48,7 +48,7 @@ impl Counts {
     }
 }
 
-/// Tables that the first pipeline fills, quoted for SQL.
+/// Tables that the first pipeline fills, as its configuration names them.
 pub(super) fn tables(config: &Config) -> Vec<String> {
     config.pipelines[0].tables.values().cloned().collect()
 }
@@ -82,8 +82,8 @@ pub(super) async fn print(config: &Config, counts: &Counts, elapsed: Duration) -
         println!("  {:<18} {}\n", "(payload)", payload.chars().take(PAYLOAD_SHOWN).collect::<String>());
     }
     println!(
-        "{} records in {:.2} s: {:.0} records a second from the first record produced to the last offset \
-         committed, batch linger of {:?} included\n",
+        "{} records in {:.2} s: {:.0} records a second from the first record produced to the last one \
+         settled, batch linger of {:?} included\n",
         counts.produced,
         elapsed.as_secs_f64(),
         counts.produced as f64 / elapsed.as_secs_f64(),
