@@ -150,12 +150,13 @@ impl GroupContext {
             let (topic, partition) = (element.topic(), element.partition());
             let offset = match element.offset() {
                 Offset::Offset(offset) => offset,
-                _ if self.from_latest => {
-                    let (_, end) = consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?;
-                    starts.add_partition_offset(topic, partition, Offset::Offset(end))?;
-                    end
+                _ => {
+                    let (low, end) = consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?;
+                    if self.from_latest {
+                        starts.add_partition_offset(topic, partition, Offset::Offset(end))?;
+                    }
+                    if self.from_latest { end } else { low }
                 }
-                _ => continue,
             };
             partitions.set_partition_offset(topic, partition, Offset::Offset(offset))?;
         }

@@ -286,6 +286,12 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
             tracing::info!(position, topic = %partition.topic, partition = partition.partition, "partition assigned");
             self.abandon(&partition);
             self.ledger.assign(partition.clone(), epoch, position);
+            let PipelineMetrics { consumed, inserted, filtered, dead_lettered, abandoned, .. } =
+                &self.metrics;
+            // So that a rate begins at zero and not at the first record.
+            for counter in [consumed, inserted, filtered, dead_lettered, abandoned] {
+                self.count(counter, &partition, 0);
+            }
             self.partitions.insert(partition.clone(), (epoch, Partition::default()));
             for lane in &mut self.lanes {
                 lane.leave(&partition);
