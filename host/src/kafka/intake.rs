@@ -16,7 +16,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use tokio::sync::mpsc;
 
-use crate::domain::chunk::{ChunkBuilder, MAXIMUM_RECORDS};
+use crate::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
@@ -182,7 +182,7 @@ struct Reader {
 
 /// What a read gave, in the order in which it happened.
 enum Outgoing {
-    Chunk { partition: PartitionId, epoch: Epoch, sequence: u64, builder: ChunkBuilder },
+    Chunk { partition: PartitionId, epoch: Epoch, sequence: u64, chunk: Arc<Chunk> },
     Restarted(Assignment),
 }
 
@@ -298,8 +298,8 @@ impl Reader {
         for outgoing in outgoing {
             match outgoing {
                 Outgoing::Restarted(assignment) => self.send(Event::Assigned(vec![assignment])),
-                Outgoing::Chunk { partition, epoch, sequence, builder } => {
-                    self.dispatch(partition, epoch, sequence, builder);
+                Outgoing::Chunk { partition, epoch, sequence, chunk } => {
+                    self.dispatch(partition, epoch, sequence, chunk);
                 }
             }
         }
@@ -334,8 +334,7 @@ impl Reader {
         }
     }
 
-    fn dispatch(&mut self, partition: PartitionId, epoch: Epoch, sequence: u64, builder: ChunkBuilder) {
-        let chunk = Arc::new(builder.build());
+    fn dispatch(&mut self, partition: PartitionId, epoch: Epoch, sequence: u64, chunk: Arc<Chunk>) {
         let hold = self.with.budget.take(chunk.footprint());
         let (records, end) = (chunk.len() as u64, chunk.end_offset());
         self.send(Event::Consumed { partition, epoch, records, end });
@@ -425,5 +424,5 @@ fn finish(slot: &mut Slot) -> Option<Outgoing> {
     let (builder, _) = slot.builder.take()?;
     slot.next_sequence += 1;
     let (partition, epoch, sequence) = (slot.id.clone(), slot.epoch, slot.next_sequence - 1);
-    Some(Outgoing::Chunk { partition, epoch, sequence, builder })
+    Some(Outgoing::Chunk { partition, epoch, sequence, chunk: Arc::new(builder.build()) })
 }
