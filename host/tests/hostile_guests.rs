@@ -134,7 +134,7 @@ fn endless_loops() {
     for modules in [hostile(tight()), mapper_only(tight())] {
         let rejection = refusal(&modules, "L");
         assert_eq!((rejection.kind, rejection.code.as_str()), (Timeout, "timeout"));
-        assert_eq!(rejection.reason, "no answer within 100 ms");
+        assert_eq!(rejection.reason, "no answer within 250 ms");
     }
 }
 
@@ -268,7 +268,7 @@ fn a_guest_remembers_nothing_from_one_call_to_the_next() {
 
 #[test]
 fn a_pool_that_runs_dry_is_waited_for() {
-    // 24 slots, and 40 threads that each hold one for a tenth of a second: the others wait, and no
+    // 24 slots, and 40 threads that each hold one for a quarter of a second: the others wait, and no
     // record is refused for it.
     let modules = ModuleFolder::on(WasmEngine::new(0).expect("an engine"), tight());
     modules.write("validators/hostile.wasm", &hostile_validator(|text| text));

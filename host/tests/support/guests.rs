@@ -46,11 +46,11 @@ pub fn hostile_mapper(change: impl Fn(String) -> String) -> Vec<u8> {
     typed(&change(with_prelude(MAPPER)), CONTRACT, "mapper")
 }
 
-/// Limits that tests reach quickly: 16 MiB and a tenth of a second.
+/// Limits that tests reach quickly: 16 MiB and a quarter of a second.
 pub fn tight() -> Limits {
     Limits {
         memory_bytes: 16 << 20,
-        call_timeout: Duration::from_millis(100),
+        call_timeout: Duration::from_millis(250),
         file_bytes: 8 << 20,
         ..Limits::default()
     }
