@@ -71,6 +71,24 @@ fn nothing_is_lost_when_the_host_is_killed_and_every_verdict_is_met() {
     assert_eq!(envelopes, traffic.faults() + repeats.dead_letters);
 }
 
+#[test]
+fn every_kind_of_bad_input_ends_where_it_should_and_its_neighbours_go_through() {
+    let kafka = ApacheKafka::start();
+    let larger = [("max.message.bytes", "4194304")];
+    kafka.create_topic_with("purchases", 3, &larger);
+    kafka.create_topic_with("purchases.dead-letters", 1, &larger);
+    let clickhouse = ClickHouse::start();
+    let traffic = Traffic::every_fault();
+    assert!(traffic.faults() > 30, "{} faults", traffic.faults());
+    assert!(traffic.largest() >= 1 << 20, "{} bytes", traffic.largest());
+    traffic.send(kafka.bootstrap(), "purchases");
+    let sluice = Sluice::start(&configuration(&kafka, &clickhouse));
+    sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 3));
+    assert_eq!(sluice.stop(), Some(0));
+    let repeats = traffic.check(kafka.bootstrap(), "purchases", "purchases.dead-letters", &clickhouse);
+    assert_eq!(repeats, Repeats::default());
+}
+
 /// A group that starts at the end keeps its place from the moment it has one.
 #[test]
 fn a_start_at_the_end_is_kept_over_a_kill() {

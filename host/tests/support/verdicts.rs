@@ -11,7 +11,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use sluice::kafka::reader::{OwnedRecord, read_all};
 use sluice::produce::{
-    Description, Expectation, Generator, GeneratorOptions, Message, ProducerOptions, send,
+    Description, Expectation, Generated, Generator, GeneratorOptions, Message, ProducerOptions, send,
 };
 
 use super::clickhouse_server::ClickHouse;
@@ -48,15 +48,34 @@ impl Traffic {
         let description = Description::read(&root().join("testdata/purchases.generator.yaml")).unwrap();
         let options = GeneratorOptions { seed, fault_share, lines_only };
         let generator = Generator::new(description, options).unwrap();
+        let now = jiff::Timestamp::now();
+        Self::of((0..count).map(|index| generator.generate(index, now)))
+    }
+
+    /// One record of every fault that there is, a payload of a MiB among them, each between good ones.
+    pub fn every_fault() -> Self {
+        let description = Description::read(&root().join("testdata/purchases.generator.yaml")).unwrap();
+        let options = GeneratorOptions { seed: 29, fault_share: 0.0, lines_only: false };
+        let generator = Generator::new(description, options).unwrap();
+        let now = jiff::Timestamp::now();
+        let good = (0..).map(|index| generator.generate(index, now));
+        Self::of(generator.each_fault(1_000, now).zip(good).flat_map(|(faulty, good)| [faulty, good]))
+    }
+
+    fn of<'g>(records: impl Iterator<Item = Generated<'g>>) -> Self {
         let (mut messages, mut expectations) = (Vec::new(), Vec::new());
-        for index in 0..count {
-            let generated = generator.generate(index, jiff::Timestamp::now());
+        for (number, generated) in records.enumerate() {
             let mut message = generated.message;
-            message.headers.push((NUMBER.to_owned(), Some(index.to_string().into_bytes())));
+            message.headers.push((NUMBER.to_owned(), Some(number.to_string().into_bytes())));
             messages.push(message);
             expectations.push(generated.expectation.clone());
         }
         Self { messages, expectations }
+    }
+
+    /// Bytes of the largest payload.
+    pub fn largest(&self) -> usize {
+        self.messages.iter().map(Message::payload_size).max().unwrap_or(0)
     }
 
     /// Number of records that are to be dead-lettered.
@@ -75,6 +94,8 @@ impl Traffic {
     }
 
     fn send_with(&self, options: &ProducerOptions) {
+        let limit = ("message.max.bytes".to_owned(), "4194304".to_owned());
+        let options = &ProducerOptions { properties: vec![limit], ..options.clone() };
         let summary = send(self.messages.clone(), options, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(summary.produced, self.messages.len() as u64);
     }
