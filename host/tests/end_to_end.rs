@@ -60,6 +60,66 @@ fn clickhouse_may_go_away_and_nothing_is_dead_lettered_for_it() {
     assert_eq!(repeats, Repeats::default());
 }
 
+/// Two pipelines of one process have their own topics, groups, tables and dead letters.
+#[test]
+fn two_pipelines_run_side_by_side() {
+    let topics = [("east", 2), ("east.dead", 1), ("west", 3), ("west.dead", 1)];
+    let broker = EmbeddedBroker::start(&topics).expect("the embedded broker starts");
+    let clickhouse = ClickHouse::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let modules = root().join("target/modules/purchases");
+    let (validators, mapper) = (modules.join("validators"), modules.join("purchase-rows.wasm"));
+    let pipeline = |name: &str| {
+        format!(
+            "  {name}:\n    topics: [{name}]\n    group: sluice-{name}\n    dead_letter_topic: {name}.dead\n    \
+             validators: {}\n    mapper: {}\n    tables: {{ purchases: purchases_{name} }}\n    \
+             batch: {{ linger: 100ms }}\n",
+            validators.display(),
+            mapper.display()
+        )
+    };
+    let file = folder.path().join("sluice.yaml");
+    let migrations = root().join("config/migrations");
+    let text = format!(
+        "clickhouse: {{ migrations: {}, migrate_at_start: false }}\npipelines:\n{}{}",
+        migrations.display(),
+        pipeline("east"),
+        pipeline("west")
+    );
+    std::fs::write(&file, text).expect("the file is written");
+    let configuration = Configuration::new(&broker.bootstrap(), &clickhouse.url()).with_file(file);
+    let (success, _, error) = configuration.command(&["migrate"]);
+    assert!(success, "{error}");
+    for name in ["east", "west"] {
+        clickhouse.execute(&format!("CREATE TABLE purchases_{name} AS purchases"));
+    }
+
+    let east = Traffic::generate_small(31, 1_000, 0.1);
+    let west = Traffic::generate_small(37, 1_500, 0.1);
+    east.send(&broker.bootstrap(), "east");
+    west.send(&broker.bootstrap(), "west");
+    let sluice = Sluice::start(&configuration);
+    let settled = |sluice: &Sluice, pipeline: usize, records: u64| {
+        let status = sluice.status();
+        let partitions = status["pipelines"][pipeline]["partitions"].as_array().cloned().unwrap_or_default();
+        let ended = |partition: &serde_json::Value| {
+            partition["consumed"].as_u64().unwrap_or(0) - partition["in_flight"].as_u64().unwrap_or(0)
+        };
+        partitions.iter().map(ended).sum::<u64>() == records
+    };
+    sluice.wait_until("both are drained", |sluice| settled(sluice, 0, 1_000) && settled(sluice, 1, 1_500));
+    assert_eq!(sluice.stop(), Some(0));
+    let brokers = broker.bootstrap();
+    assert_eq!(
+        east.check_table(&brokers, "east", "east.dead", &clickhouse, "purchases_east"),
+        Repeats::default()
+    );
+    assert_eq!(
+        west.check_table(&brokers, "west", "west.dead", &clickhouse, "purchases_west"),
+        Repeats::default()
+    );
+}
+
 /// Every metric of ours with its type and labels, as dashboards and alerts know them.
 fn metric_names(sluice: &Sluice) -> String {
     let (code, text) = sluice.get("/metrics");

@@ -12,6 +12,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A configuration in a folder of its own: the shipped one with the test's addresses.
 pub struct Configuration {
+    file: PathBuf,
     environment: Vec<(String, String)>,
 }
 
@@ -30,7 +31,12 @@ impl Configuration {
             ("SLUICE__LOGGING__FORMAT", "json"),
         ];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { environment: environment.to_vec() }
+        Self { file: root().join("config/sluice.yaml"), environment: environment.to_vec() }
+    }
+
+    /// Another file in place of the shipped one.
+    pub fn with_file(self, file: PathBuf) -> Self {
+        Self { file, ..self }
     }
 
     /// Overrides a key, such as `PIPELINES__PURCHASES__BATCH__ROWS`.
@@ -51,7 +57,7 @@ impl Configuration {
         command
             .args(arguments)
             .arg("--config")
-            .arg(root().join("config/sluice.yaml"))
+            .arg(&self.file)
             .envs(self.environment.iter().cloned())
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());

@@ -109,11 +109,23 @@ impl Traffic {
         dead_letter_topic: &str,
         clickhouse: &ClickHouse,
     ) -> Repeats {
+        self.check_table(brokers, topic, dead_letter_topic, clickhouse, "purchases")
+    }
+
+    /// As [`Self::check`], with the name of the table.
+    pub fn check_table(
+        &self,
+        brokers: &str,
+        topic: &str,
+        dead_letter_topic: &str,
+        clickhouse: &ClickHouse,
+        table: &str,
+    ) -> Repeats {
         let source = read(brokers, topic);
         assert_eq!(source.len(), self.messages.len(), "records in the source topic");
         let mut rows: BTreeMap<(i32, i64), Vec<String>> = BTreeMap::new();
-        for (partition, offset, purchase) in
-            clickhouse.rows::<(i32, i64, String)>("SELECT _partition, _offset, purchase_id FROM purchases")
+        for (partition, offset, purchase) in clickhouse
+            .rows::<(i32, i64, String)>(&format!("SELECT _partition, _offset, purchase_id FROM {table}"))
         {
             rows.entry((partition, offset)).or_default().push(purchase);
         }
