@@ -1,6 +1,6 @@
 //! The examples, built for wasm with nothing but cargo: what comes out is a module by the contract.
 //!
-//! This needs the target: `rustup target add wasm32-unknown-unknown`.
+//! `deploy/modules.sh` finds the compiler that has the target: rustup's, or Debian's where rustup cannot download.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,14 +13,15 @@ const TARGET: &str = "wasm32-unknown-unknown";
 fn built() -> PathBuf {
     // The workspace's own folder, so that a module build before or after this one is not repeated.
     let target_directory = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target").to_owned();
-    let status = Command::new(env!("CARGO"))
+    let status = Command::new("bash")
+        .args([concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/modules.sh"), "cargo"])
         .args(["build", "--quiet", "--profile", "guest", "--target", TARGET, "--examples"])
         .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
         .arg("--target-dir")
         .arg(&target_directory)
         .status()
-        .expect("cargo runs");
-    assert!(status.success(), "run `rustup target add {TARGET}` if that is what is missing");
+        .expect("bash runs");
+    assert!(status.success(), "run `make setup` if the target {TARGET} is what is missing");
     target_directory.join(TARGET).join("guest/examples")
 }
 
