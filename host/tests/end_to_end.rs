@@ -40,7 +40,7 @@ fn clickhouse_may_go_away_and_nothing_is_dead_lettered_for_it() {
     std::thread::scope(|scope| {
         let brokers = broker.bootstrap();
         let traffic = &traffic;
-        let sending = scope.spawn(move || traffic.send_paced(&brokers, TOPIC, 1_500.0));
+        let sending = scope.spawn(move || traffic.send_paced(&brokers, TOPIC, 400.0));
         sluice.wait_until("some records are settled", |sluice| sluice.settled() >= 500);
         clickhouse.kill();
         sluice.wait_until("it says that it waits for clickhouse", |sluice| {

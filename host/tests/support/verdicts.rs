@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -93,10 +94,22 @@ impl Traffic {
         self.send_with(&ProducerOptions { rate: Some(rate), ..ProducerOptions::new(brokers, topic) });
     }
 
+    /// Sends at `rate` records a second until `enough` is set; returns what was sent.
+    pub fn send_until(mut self, brokers: &str, topic: &str, rate: f64, enough: &AtomicBool) -> Self {
+        let options = ProducerOptions { rate: Some(rate), ..ProducerOptions::new(brokers, topic) };
+        let go_on = || {
+            if enough.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let summary = send(self.messages.clone(), &larger(options), |_| go_on()).unwrap();
+        assert!(summary.stopped, "everything was sent before it was enough");
+        self.messages.truncate(summary.produced as usize);
+        self.expectations.truncate(summary.produced as usize);
+        self
+    }
+
     fn send_with(&self, options: &ProducerOptions) {
-        let limit = ("message.max.bytes".to_owned(), "4194304".to_owned());
-        let options = &ProducerOptions { properties: vec![limit], ..options.clone() };
-        let summary = send(self.messages.clone(), options, |_| ControlFlow::Continue(())).unwrap();
+        let summary =
+            send(self.messages.clone(), &larger(options.clone()), |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(summary.produced, self.messages.len() as u64);
     }
 
@@ -173,6 +186,12 @@ impl Traffic {
         assert_eq!(letters, BTreeMap::new(), "dead letters of records that do not exist");
         repeats
     }
+}
+
+/// For payloads of a MiB and more.
+fn larger(options: ProducerOptions) -> ProducerOptions {
+    let limit = ("message.max.bytes".to_owned(), "4194304".to_owned());
+    ProducerOptions { properties: vec![limit], ..options }
 }
 
 /// Payload, key, timestamp and headers of a dead letter are those of the record.
