@@ -305,22 +305,25 @@ pub(super) fn bytes_within(
 /// A rebalance waits for the drain too, and a member that does not poll for `max.poll.interval.ms`
 /// (five minutes) is put out of its group.
 fn drain_timeout(section: &mut Section<'_>) -> Duration {
-    let (key, default) = ("drain_timeout", "30s");
-    let duration: Duration = section.read(key, default);
-    if !duration.is_zero() && duration <= Duration::from_secs(240) {
-        return duration;
-    }
-    let problem = format!("{} is out of range", humantime::format_duration(duration));
-    section.refuse(key, problem, "write a duration above 0s, up to 4m".to_owned());
-    Section::stand_in(default)
+    duration_up_to(section, "drain_timeout", "30s", Duration::from_secs(240), "4m")
 }
 
 pub(super) fn positive(section: &mut Section<'_>, key: &'static str, default: &str) -> Duration {
+    duration_up_to(section, key, default, Duration::from_secs(86_400), "24h")
+}
+
+fn duration_up_to(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: &str,
+    limit: Duration,
+    limit_text: &str,
+) -> Duration {
     let duration: Duration = section.read(key, default);
-    if !duration.is_zero() && duration <= Duration::from_secs(86_400) {
+    if !duration.is_zero() && duration <= limit {
         return duration;
     }
     let problem = format!("{} is out of range", humantime::format_duration(duration));
-    section.refuse(key, problem, "write a duration above 0s, up to 24h".to_owned());
+    section.refuse(key, problem, format!("write a duration above 0s, up to {limit_text}"));
     Section::stand_in(default)
 }
