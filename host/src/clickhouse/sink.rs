@@ -20,8 +20,10 @@ use super::exception::{ServerError, Trouble};
 use super::schema::{BoundTable, SchemaError, TableSchema};
 use super::settings::ClickHouseSettings;
 use super::table_name::{Quoted, TableName};
+use crate::domain::intent::IntentSlice;
 use crate::domain::retry::Retryability;
 use crate::domain::row::Output;
+use crate::pipeline::binding::TableBinding;
 use crate::pipeline::ports::{InsertError, InsertRequest, Sink};
 
 /// Bytes compressed and handed to the connection at a time: about a millisecond of a runtime thread.
@@ -196,14 +198,29 @@ impl Sink for ClickHouseSink {
         );
         Err(error)
     }
+
+    async fn held(&self, table: &TableBinding, slice: &IntentSlice) -> Result<Vec<i64>, InsertError> {
+        let name = table_name(&table.table)?;
+        let statement = format!(
+            "SELECT DISTINCT toInt64(_offset) AS held FROM {name} \
+             WHERE _topic = ? AND _partition = ? AND _offset >= ? AND _offset < ? ORDER BY held"
+        );
+        let query = self.client.query(&statement).bind(&*slice.partition.topic);
+        let query = query.bind(slice.partition.partition).bind(slice.start).bind(slice.end);
+        query.fetch_all::<i64>().await.map_err(|error| ServerError::from(error).into())
+    }
 }
 
-fn insert_statement(request: &InsertRequest) -> Result<String, ServerError> {
-    let table: TableName = request.table.parse().map_err(|error| ServerError {
+fn table_name(table: &str) -> Result<TableName, ServerError> {
+    table.parse().map_err(|error| ServerError {
         trouble: Trouble::Schema,
         code: None,
         message: format!("{error}"),
-    })?;
+    })
+}
+
+fn insert_statement(request: &InsertRequest) -> Result<String, ServerError> {
+    let table = table_name(&request.table)?;
     let columns: Vec<String> = request.columns.iter().map(|name| Quoted(name).to_string()).collect();
     Ok(format!("INSERT INTO {table} ({}) FORMAT RowBinary", columns.join(", ")))
 }

@@ -24,6 +24,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::ChunkBuilder;
+use crate::domain::intent::PendingBatches;
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::pipeline::event::{Assignment, Event};
 
@@ -178,7 +179,12 @@ impl GroupContext {
                 _ => None,
             };
             slots.slots.retain(|slot| slot.id != id);
-            assigned.push(Assignment { partition: id.clone(), epoch, position });
+            assigned.push(Assignment {
+                partition: id.clone(),
+                epoch,
+                position,
+                pending: PendingBatches::default(),
+            });
             let next_offset = position.unwrap_or(0);
             slots.slots.push(Slot { id, epoch, next_sequence: 0, next_offset, builder: None });
         }

@@ -17,6 +17,7 @@ use rdkafka::error::KafkaError;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
+use crate::domain::intent::PendingBatches;
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
@@ -390,7 +391,12 @@ fn restart(slots: &mut Slots, index: usize, offset: i64) -> Outgoing {
     tracing::warn!(topic = %slot.id.topic, partition = slot.id.partition, expected = slot.next_offset, offset,
         "offsets went back: the topic was made again or its log was cut off; reading on from there");
     *slot = Slot { id: slot.id.clone(), epoch, next_sequence: 0, next_offset: offset, builder: None };
-    Outgoing::Restarted(Assignment { partition: slot.id.clone(), epoch, position: Some(offset) })
+    Outgoing::Restarted(Assignment {
+        partition: slot.id.clone(),
+        epoch,
+        position: Some(offset),
+        pending: PendingBatches::default(),
+    })
 }
 
 /// Copies a message into its partition's builder; returns the chunk before when that was full.

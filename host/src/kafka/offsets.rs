@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use rdkafka::Offset;
 use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use crate::domain::retry::Retryability;
-use crate::pipeline::ports::{CommitPoint, KafkaError, OffsetStore};
+use crate::pipeline::ports::{Commit, CommitError, OffsetStore};
 
 use super::intake::GroupConsumer;
 
@@ -25,8 +23,9 @@ impl GroupOffsets {
 }
 
 impl OffsetStore for GroupOffsets {
-    async fn commit(&self, points: Vec<CommitPoint>) -> Result<(), KafkaError> {
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
         let consumer = self.consumer.clone();
+        let points = commit.points;
         let commit = move || {
             let mut list = TopicPartitionList::with_capacity(points.len());
             for point in &points {
@@ -38,27 +37,10 @@ impl OffsetStore for GroupOffsets {
             consumer.commit(&list, CommitMode::Sync)
         };
         match tokio::task::spawn_blocking(commit).await {
-            Ok(answer) => answer.map_err(|error| refused(&error)),
-            Err(error) => Err(KafkaError {
-                retryability: Retryability::Retry,
-                message: format!("the commit did not run: {error}"),
-            }),
+            Ok(answer) => {
+                answer.map_err(|error| CommitError::Refused(format!("kafka refuses the offsets: {error}")))
+            }
+            Err(error) => Err(CommitError::Refused(format!("the commit did not run: {error}"))),
         }
-    }
-}
-
-/// A member that the group no longer knows can commit nothing: its partitions are someone else's.
-fn refused(error: &ClientError) -> KafkaError {
-    let fenced = matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::UnknownMemberId
-                | RDKafkaErrorCode::IllegalGeneration
-                | RDKafkaErrorCode::FencedInstanceId
-        )
-    );
-    KafkaError {
-        retryability: if fenced { Retryability::Permanent } else { Retryability::Retry },
-        message: format!("kafka refuses the offsets: {error}"),
     }
 }

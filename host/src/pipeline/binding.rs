@@ -19,6 +19,11 @@ pub struct TableBinding {
 }
 
 impl TableBinding {
+    /// Whether the table can tell which records it holds.
+    pub fn can_be_asked(&self) -> bool {
+        self.provenance.identifies_records()
+    }
+
     /// Appends the provenance columns of one row.
     pub fn append_provenance(&self, buffer: &mut Vec<u8>, chunk: &Chunk, offset: i64, revision: &str) {
         self.provenance.append(buffer, &chunk.topic, chunk.partition, offset, revision);

@@ -14,7 +14,7 @@ use crate::domain::retry::RetryPolicy;
 
 use super::inserter::{EntropySource, jitter};
 use super::metrics::PipelineMetrics;
-use super::ports::{CommitPoint, KafkaError, OffsetStore};
+use super::ports::{Commit, CommitError, CommitPoint, OffsetStore};
 use super::trouble::Trouble;
 
 const ABOUT: &str = "commit offsets";
@@ -29,7 +29,7 @@ pub struct Committer<O> {
     pub(super) trouble: Trouble,
     pub(super) metrics: PipelineMetrics,
     pub(super) entropy: EntropySource,
-    pub(super) in_flight: Option<BoxFuture<'static, (Points, Result<(), KafkaError>)>>,
+    pub(super) in_flight: Option<BoxFuture<'static, (Points, Result<(), CommitError>)>>,
     pub(super) failures: u32,
     pub(super) not_before: Option<Instant>,
 }
@@ -54,12 +54,12 @@ impl<O: OffsetStore> Committer<O> {
             })
             .collect();
         let offsets = self.offsets.clone();
-        self.in_flight = Some(Box::pin(async move { (points, offsets.commit(request).await) }));
+        self.in_flight = Some(Box::pin(async move { (points, offsets.commit(Commit { points: request, letters: Vec::new() }).await) }));
     }
 
     /// Waits for the commit in flight, forever when there is none, and tells the ledger.
     /// Cancel-safe: the commit stays in flight.
-    pub async fn finish(&mut self) -> (Points, Result<(), KafkaError>) {
+    pub async fn finish(&mut self) -> (Points, Result<(), CommitError>) {
         match &mut self.in_flight {
             Some(commit) => {
                 let answer = commit.await;
@@ -74,7 +74,7 @@ impl<O: OffsetStore> Committer<O> {
     pub fn settle(
         &mut self,
         ledger: &mut Ledger,
-        (points, result): (Points, Result<(), KafkaError>),
+        (points, result): (Points, Result<(), CommitError>),
         now: Instant,
     ) {
         match result {
@@ -86,7 +86,7 @@ impl<O: OffsetStore> Committer<O> {
                 }
             }
             Err(error) => {
-                self.trouble.report(ABOUT, &error.message);
+                self.trouble.report(ABOUT, &error.to_string());
                 self.metrics.retries.with_label_values(&[&*self.pipeline, "commit"]).inc();
                 self.not_before = Some(now + self.policy.wait(self.failures, jitter(&self.entropy.0)));
                 self.failures = self.failures.saturating_add(1);

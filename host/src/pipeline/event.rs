@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::Chunk;
+use crate::domain::intent::PendingBatches;
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::domain::verdict::ChunkVerdicts;
 
@@ -50,8 +51,11 @@ pub struct Assignment {
     pub partition: PartitionId,
     /// Grows with every assignment.
     pub epoch: Epoch,
-    /// Where it is read from, where that is known: the group's committed offset, mostly.
+    /// Where the group goes on reading it, where that is known: its committed offset, mostly. Pending
+    /// batches begin there; the intake reads on after them.
     pub position: Option<i64>,
+    /// Batches that the metadata of the committed offset lists.
+    pub pending: PendingBatches,
 }
 
 /// Tells the flow when a thread that it waits for dies of a panic.

@@ -282,7 +282,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         self.release();
         let event = [&*self.settings.pipeline, "assigned"];
         self.metrics.rebalances.with_label_values(&event).inc_by(partitions.len() as u64);
-        for Assignment { partition, epoch, position } in partitions {
+        for Assignment { partition, epoch, position, .. } in partitions {
             tracing::info!(position, topic = %partition.topic, partition = partition.partition, "partition assigned");
             self.abandon(&partition);
             self.ledger.assign(partition.clone(), epoch, position);

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::domain::chunk::Chunk;
+use crate::domain::intent::{ForcedKind, IntentSlice};
 use crate::domain::retry::Retryability;
 use crate::domain::row::Output;
 use crate::domain::verdict::{ChunkVerdicts, DeadLetter, Revision, Stage};
+
+use super::binding::{BoundChain, TableBinding};
 
 /// One module of a chain, for status and logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +41,20 @@ pub trait ChainRunner: Send {
     /// Runs every record of `chunk` through the chain. Blocking, and it cannot fail: whatever a
     /// module does is a verdict on the records that it did it on.
     fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts;
+    /// Runs a chunk a second time, in recovery: records in `forced`, by increasing index, are rejected
+    /// as they were the first time, without meeting that module; what they met before it they meet again.
+    fn run_again(&mut self, chunk: &Chunk, forced: &[Forced]) -> ChunkVerdicts;
+}
+
+/// A record of a chunk that must be rejected, whatever a second run would say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forced {
+    /// Index in the chunk.
+    pub index: u32,
+    /// Index, in the chain, of the module that it failed in.
+    pub module: usize,
+    /// As what.
+    pub kind: ForcedKind,
 }
 
 /// One INSERT: all rows of one batch for one table.
@@ -72,6 +89,13 @@ pub trait Sink: Send + Sync + 'static {
     /// Sends one INSERT and waits for ClickHouse's answer. After an error nothing is known: the
     /// rows may be there. One attempt; repeating is the caller's decision.
     fn insert(&self, request: InsertRequest) -> impl Future<Output = Result<(), InsertError>> + Send;
+    /// Offsets in `slice` of which the table holds a row, increasing, by the provenance columns, which
+    /// must be there ([`TableBinding::can_be_asked`]). One attempt.
+    fn held(
+        &self,
+        table: &TableBinding,
+        slice: &IntentSlice,
+    ) -> impl Future<Output = Result<Vec<i64>, InsertError>> + Send;
 }
 
 /// Why dead letters or offsets did not reach Kafka.
@@ -114,8 +138,52 @@ pub struct CommitPoint {
     pub metadata: String,
 }
 
+/// A step of the group: the offsets move, and the dead letters are there, or nothing of it is.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// Where the group goes on; one a partition.
+    pub points: Vec<CommitPoint>,
+    /// Dead letters of the records that the points pass. None at-least-once: those are published before.
+    pub letters: Vec<DeadLetter>,
+}
+
+/// Why a commit did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing of it happened, nor will; another may.
+    #[error("{0}")]
+    Refused(String),
+    /// This process will never commit anything again.
+    #[error("{0}")]
+    Broken(String),
+}
+
 /// Where consumed offsets are kept.
 pub trait OffsetStore: Send + Sync + 'static {
-    /// Commits all points in one request and waits for the answer.
-    fn commit(&self, points: Vec<CommitPoint>) -> impl Future<Output = Result<(), KafkaError>> + Send;
+    /// Commits everything in one step, fenced by this host's membership of the group, and waits for the
+    /// outcome. With dead letters it is a transaction. An answer is final: an outcome that is not known
+    /// yet is waited for. At-least-once, where a step done twice does no harm, a refused one may have
+    /// happened.
+    fn commit(&self, commit: Commit) -> impl Future<Output = Result<(), CommitError>> + Send;
+}
+
+/// What reading slices a second time gave.
+#[derive(Clone, Debug, Default)]
+pub struct Reread {
+    /// Records, by partition and offset.
+    pub chunks: Vec<Arc<Chunk>>,
+    /// What is no longer there: retention took it.
+    pub lost: Vec<IntentSlice>,
+}
+
+/// What a batch is formed of a second time.
+pub trait Archive: Send + Sync + 'static {
+    /// Reads slices again, whosoever their partitions are, without the group. One attempt.
+    fn records(&self, slices: &[IntentSlice]) -> impl Future<Output = Result<Reread, KafkaError>> + Send;
+    /// The chain of these revisions (validators in order, then the mapper), with its tables, given more
+    /// time for a record than usual; `None` where one of them is not kept. One attempt.
+    fn chain(
+        &self,
+        revisions: &[Revision],
+    ) -> impl Future<Output = Result<Option<Arc<BoundChain>>, String>> + Send;
 }

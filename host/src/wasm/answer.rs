@@ -7,6 +7,7 @@
 //! Pure: no wasmtime in here but the generated types, so every lie is tested without a guest.
 
 use crate::domain::row::Output;
+use crate::domain::intent::ForcedKind;
 use crate::domain::verdict::{OutputRows, RejectionKind};
 
 use super::bindings::types;
@@ -21,6 +22,10 @@ const REASON_BYTES: usize = 1024;
 /// The code by which a module says that a payload is not even readable.
 const MALFORMED: &str = "malformed";
 
+/// Codes of refusals that another run might not meet. They are part of the digest of verdicts.
+pub(super) const TIMEOUT: &str = "timeout";
+pub(super) const OUT_OF_MEMORY: &str = "out_of_memory";
+
 /// Why a record was refused, without the module's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -34,6 +39,16 @@ impl Refusal {
     /// A refusal that is the host's own judgement.
     pub(super) fn new(kind: RejectionKind, code: &str, reason: impl Into<String>) -> Self {
         Self { kind, code: code.to_owned(), field: None, reason: clean(reason.into(), REASON_BYTES) }
+    }
+
+    /// What an intent says of a record that was refused for a reason that another run might not meet.
+    pub(super) fn repeated(kind: ForcedKind) -> Self {
+        let code = match kind {
+            ForcedKind::Timeout => TIMEOUT,
+            ForcedKind::Memory => OUT_OF_MEMORY,
+        };
+        let kind = kind.rejection_kind();
+        Self::new(kind, code, format!("{} when it was judged first; not judged again", kind.as_str()))
     }
 
     /// The answer as a whole is not one.

@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::chunk::{Chunk, ChunkBuilder};
 use crate::domain::row::Output;
 use crate::domain::verdict::{ChunkVerdicts, OutputRows, Rejection, Revision};
-use crate::pipeline::ports::{Chain, ChainRunner, ModuleIdentity};
+use crate::pipeline::ports::{Chain, ChainRunner, Forced, ModuleIdentity};
 
 use super::answer::{Answer, Refusal};
 use super::bisect::bisect;
@@ -137,10 +137,15 @@ struct Runner {
 
 impl ChainRunner for Runner {
     fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts {
+        self.run_again(chunk, &[])
+    }
+
+    fn run_again(&mut self, chunk: &Chunk, forced: &[Forced]) -> ChunkVerdicts {
         let chain = &*self.chain;
         let mut rejections: Vec<(u32, Rejection)> = Vec::new();
         let mut alive: Vec<u32> = (0..chunk.len() as u32).collect();
-        for validator in &chain.validators {
+        for (module, validator) in chain.validators.iter().enumerate() {
+            force(&mut rejections, &mut alive, validator, module, forced);
             if alive.is_empty() {
                 break;
             }
@@ -152,6 +157,7 @@ impl ChainRunner for Runner {
             alive.retain(|index| refused.next_if_eq(index).is_none());
         }
 
+        force(&mut rejections, &mut alive, &chain.mapper, chain.validators.len(), forced);
         let mut rows = RowCollector::new(chain.mapper.module.outputs().len(), chunk.len());
         if !alive.is_empty() {
             judge(&chain.engine, &chain.mapper, chunk, &alive, |range, answer| {
@@ -162,6 +168,31 @@ impl ChainRunner for Runner {
         rejections.sort_by_key(|(index, _)| *index);
         ChunkVerdicts { chain: chain.revision, outputs: rows.outputs, rejections }
     }
+}
+
+/// Rejects those of the records still alive that are forced to be rejected by this module.
+fn force(
+    rejections: &mut Vec<(u32, Rejection)>,
+    alive: &mut Vec<u32>,
+    link: &Link,
+    module: usize,
+    forced: &[Forced],
+) {
+    let mut forced = forced.iter().filter(|forced| forced.module == module).peekable();
+    if forced.peek().is_none() {
+        return;
+    }
+    let mut refusals = Vec::new();
+    let mut rest = Vec::with_capacity(alive.len());
+    for (position, index) in alive.iter().enumerate() {
+        while forced.next_if(|forced| forced.index < *index).is_some() {}
+        match forced.next_if(|forced| forced.index == *index) {
+            Some(forced) => refusals.push((position, Refusal::repeated(forced.kind))),
+            None => rest.push(*index),
+        }
+    }
+    refuse(rejections, link, alive, refusals);
+    *alive = rest;
 }
 
 /// Adds the module's identity to refusals, and the records' indexes in the chunk.

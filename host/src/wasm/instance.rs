@@ -10,7 +10,7 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 use crate::domain::chunk::Chunk;
 use crate::domain::verdict::RejectionKind;
 
-use super::answer::{Answer, Fault, Refusal, check_mapped, check_rejections};
+use super::answer::{OUT_OF_MEMORY, TIMEOUT, Answer, Fault, Refusal, check_mapped, check_rejections};
 use super::bindings::{mapper, types, validator};
 use super::engine::{WasmEngine, ticks};
 use super::limits::{InstanceLimiter, Limits, Refused};
@@ -180,7 +180,7 @@ fn refusal(
     if trap == Some(Trap::Interrupt) {
         return Refusal::new(
             RejectionKind::Timeout,
-            "timeout",
+            TIMEOUT,
             format!("no answer within {} ms", timeout.as_millis()),
         );
     }
@@ -189,14 +189,14 @@ fn refusal(
         Some(Refused::Memory(bytes)) => {
             return Refusal::new(
                 RejectionKind::Memory,
-                "out_of_memory",
+                OUT_OF_MEMORY,
                 format!("asked for {bytes} bytes of memory; the limit is {}", limits.memory_bytes),
             );
         }
         Some(Refused::Table(elements)) => {
             return Refusal::new(
                 RejectionKind::Memory,
-                "out_of_memory",
+                OUT_OF_MEMORY,
                 format!("asked for {elements} table elements; the limit is {}", limits.table_elements),
             );
         }
