@@ -377,7 +377,7 @@ fn start_pipeline(
     let flow = Flow::new(
         FlowSettings {
             pipeline: pipeline.name.as_str().into(),
-            delivery: pipeline.delivery.as_str(),
+            delivery: pipeline.delivery,
             batch: BatchLimits {
                 rows: pipeline.batch.rows,
                 bytes: pipeline.batch.bytes as usize,
@@ -391,6 +391,7 @@ fn start_pipeline(
             sink: parts.sink,
             dead_letters: dead_letters.clone(),
             offsets: Arc::new(intake.offset_store()),
+            archive: Arc::new(NoArchive),
             chain,
             budget: parts.budget,
             trouble: Trouble::default(),
@@ -425,4 +426,30 @@ pub fn topic_needs(pipeline: &PipelineConfig) -> Vec<TopicNeed> {
         pipeline.topics.iter().map(|topic| TopicNeed { topic: topic.clone(), key: key("topics") }).collect();
     needs.push(TopicNeed { topic: pipeline.dead_letter_topic.clone(), key: key("dead_letter_topic") });
     needs
+}
+
+/// Stands in until the archive is wired.
+struct NoArchive;
+
+impl crate::pipeline::ports::Archive for NoArchive {
+    async fn records(
+        &self,
+        _: &[crate::domain::intent::IntentSlice],
+    ) -> std::result::Result<crate::pipeline::ports::Reread, crate::pipeline::ports::KafkaError> {
+        Ok(crate::pipeline::ports::Reread::default())
+    }
+    async fn chain(
+        &self,
+        _: &[crate::domain::verdict::Revision],
+    ) -> std::result::Result<Option<Arc<BoundChain>>, String> {
+        Err("not wired".into())
+    }
+    async fn judge(
+        &self,
+        _: &Arc<BoundChain>,
+        _: Arc<crate::domain::chunk::Chunk>,
+        _: Vec<crate::pipeline::ports::Forced>,
+    ) -> std::result::Result<crate::domain::verdict::ChunkVerdicts, String> {
+        Err("not wired".into())
+    }
 }

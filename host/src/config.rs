@@ -25,6 +25,7 @@ use std::time::Duration;
 pub use error::{ConfigErrors, ConfigFault};
 
 pub use crate::clickhouse::settings::{ClickHouseSettings, TransferCompression};
+pub use crate::domain::ledger::Delivery;
 pub use crate::domain::secret::Secret;
 pub use crate::kafka::client::KafkaSettings;
 pub use crate::wasm::Limits;
@@ -165,22 +166,6 @@ impl PipelineConfig {
     /// Table that an output goes to.
     pub fn table<'n>(&'n self, output: &'n str) -> &'n str {
         self.tables.get(output).map_or(output, String::as_str)
-    }
-}
-
-/// What a crash may repeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// Rows and dead letters of records in flight.
-    AtLeastOnce,
-}
-
-impl Delivery {
-    /// The word used in the configuration and in `/status`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AtLeastOnce => "at-least-once",
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A batch keeps the chunks and verdicts that it came from until it is settled: a re-cut encodes
 //! subsets of them again, and a record that ClickHouse refuses is dead-lettered with its original
-//! bytes. Slices and parts are in the order in which they were added, offsets rising within a
-//! partition.
+//! bytes. Slices and parts are by partition and offset, so that a batch formed again has its rows in
+//! the same order.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::chunk::Chunk;
+use super::intent::IntentSlice;
 use super::ledger::{BatchId, Epoch, Outcome, PartitionId, Slice};
 use super::verdict::{ChunkVerdicts, DeadLetter, Rejection};
 
@@ -87,37 +88,42 @@ impl Part {
         self.verdicts.outputs.iter().map(|rows| rows.bytes.len()).sum()
     }
 
-    fn partition(&self) -> PartitionId {
+    /// Whether a record has rows.
+    pub fn is_mapped(&self, record: usize) -> bool {
+        self.verdicts.outputs.iter().any(|rows| rows.rows_per_record[record] > 0)
+    }
+
+    /// Partition of the chunk.
+    pub fn partition(&self) -> PartitionId {
         PartitionId { topic: self.chunk.topic.clone(), partition: self.chunk.partition }
     }
 }
 
-/// Some of the records of a batch: ranges of record indexes, each within one part.
+/// Some of the offsets of a batch: ranges, each within one slice.
+///
+/// A batch that ClickHouse refuses is cut in halves of its offset space, whether there are records or
+/// not. So the pieces depend on nothing but the slices: whoever forms the batch again cuts it the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection(Vec<(usize, Range<u32>)>);
+pub struct Selection(Vec<(usize, Range<i64>)>);
 
 impl Selection {
-    /// Number of records.
-    pub fn records(&self) -> usize {
-        self.0.iter().map(|(_, range)| range.len()).sum()
-    }
-
-    /// Both halves, or `None` for one record, which cannot be cut.
+    /// Both halves, or `None` for one offset, which cannot be cut.
     pub fn halves(&self) -> Option<(Self, Self)> {
-        let mut left = self.records() / 2;
+        let length = |range: &Range<i64>| range.end - range.start;
+        let mut left = self.0.iter().map(|(_, range)| length(range)).sum::<i64>() / 2;
         if left == 0 {
             return None;
         }
         let (mut first, mut second) = (Vec::new(), Vec::new());
-        for (part, range) in &self.0 {
-            let taken = left.min(range.len()) as u32;
-            left -= taken as usize;
+        for (slice, range) in &self.0 {
+            let taken = left.min(length(range));
+            left -= taken;
             let middle = range.start + taken;
             if range.start < middle {
-                first.push((*part, range.start..middle));
+                first.push((*slice, range.start..middle));
             }
             if middle < range.end {
-                second.push((*part, middle..range.end));
+                second.push((*slice, middle..range.end));
             }
         }
         Some((Self(first), Self(second)))
@@ -129,34 +135,72 @@ impl Selection {
 pub struct Batch {
     /// Drawn when it was sealed.
     pub id: BatchId,
-    /// Chunks with their verdicts, all of one chain.
+    /// Chunks with their verdicts, all of one chain, by partition and offset.
     pub parts: Vec<Part>,
-    /// What it covers, one slice a partition and assignment.
+    /// What it covers, one slice a partition, by topic and number.
     pub slices: Vec<Slice>,
+    /// Parts of each slice.
+    parts_of: Vec<Range<usize>>,
 }
 
 impl Batch {
-    /// Seals `parts`.
-    pub fn seal(id: BatchId, parts: Vec<Part>) -> Self {
+    /// Seals `parts`, those of a partition in offset order and of one assignment.
+    pub fn seal(id: BatchId, mut parts: Vec<Part>) -> Self {
+        parts.sort_by_cached_key(Part::partition);
         let mut slices: Vec<Slice> = Vec::new();
-        let mut of_partition: BTreeMap<(PartitionId, Epoch), usize> = BTreeMap::new();
-        for part in &parts {
+        let mut parts_of: Vec<Range<usize>> = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
             let (partition, start, end) = (part.partition(), part.chunk.base_offset, part.chunk.end_offset());
-            match of_partition.get(&(partition.clone(), part.epoch)) {
-                Some(&slice) => slices[slice].end = end,
-                None => {
-                    of_partition.insert((partition.clone(), part.epoch), slices.len());
+            match (slices.last_mut(), parts_of.last_mut()) {
+                (Some(slice), Some(of)) if slice.partition == partition => {
+                    debug_assert!(slice.epoch == part.epoch && slice.end <= start);
+                    (slice.end, of.end) = (end, index + 1);
+                }
+                _ => {
                     slices.push(Slice { partition, epoch: part.epoch, start, end });
+                    parts_of.push(index..index + 1);
                 }
             }
         }
-        Self { id, parts, slices }
+        Self { id, parts, slices, parts_of }
     }
 
-    /// Every record.
+    /// A batch formed again over the slices of its intent, whatever records were found there.
+    pub fn reseal(id: BatchId, mut parts: Vec<Part>, slices: &[IntentSlice]) -> Self {
+        parts.sort_by_cached_key(|part| (part.partition(), part.chunk.base_offset));
+        let mut parts_of = Vec::new();
+        let mut next = 0;
+        for slice in slices {
+            let first = next;
+            while parts.get(next).is_some_and(|part| part.partition() == slice.partition) {
+                next += 1;
+            }
+            parts_of.push(first..next);
+        }
+        let slice = |slice: &IntentSlice| Slice {
+            partition: slice.partition.clone(),
+            epoch: 0,
+            start: slice.start,
+            end: slice.end,
+        };
+        Self { id, parts, slices: slices.iter().map(slice).collect(), parts_of }
+    }
+
+    /// Every offset.
     pub fn all(&self) -> Selection {
-        let whole = |(index, part): (usize, &Part)| (index, 0..part.chunk.len() as u32);
-        Selection(self.parts.iter().enumerate().map(whole).collect())
+        let whole = |(index, slice): (usize, &Slice)| (index, slice.start..slice.end);
+        Selection(self.slices.iter().enumerate().map(whole).collect())
+    }
+
+    /// The records of a selection: parts, with ranges of record indexes.
+    fn records<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
+        selection.0.iter().flat_map(|(slice, offsets)| {
+            self.parts_of[*slice].clone().filter_map(|part| {
+                let chunk = &self.parts[part].chunk;
+                let range = chunk.first_at(offsets.start)..chunk.first_at(offsets.end);
+                (!range.is_empty()).then_some((part, range))
+            })
+        })
     }
 
     /// Rows of one output for the selected records, each followed by what `append` adds to it
@@ -167,29 +211,43 @@ impl Batch {
         output: usize,
         mut append: impl FnMut(&mut Vec<u8>, &Chunk, i64),
     ) -> (Vec<u8>, usize) {
-        let bytes =
-            selection.0.iter().map(|(part, _)| self.parts[*part].verdicts.outputs[output].bytes.len());
-        let rows =
-            selection.0.iter().map(|(part, _)| self.parts[*part].verdicts.outputs[output].row_ends.len());
+        let rows_of = |part: usize| &self.parts[part].verdicts.outputs[output];
+        let bytes = self.records(selection).map(|(part, _)| rows_of(part).bytes.len());
+        let rows = self.records(selection).map(|(part, _)| rows_of(part).row_ends.len());
         // Provenance of a row seldom takes more than 64 bytes; a short guess costs one more copy.
         let mut buffer = Vec::with_capacity(bytes.sum::<usize>() + 64 * rows.sum::<usize>());
         let mut count = 0;
-        for (part, range) in &selection.0 {
-            let Part { chunk, verdicts, .. } = &self.parts[*part];
-            let rows = &verdicts.outputs[output];
-            let before = &rows.rows_per_record[..range.start as usize];
+        for (part, range) in self.records(selection) {
+            let chunk = &self.parts[part].chunk;
+            let rows = rows_of(part);
+            let before = &rows.rows_per_record[..range.start];
             let mut row = before.iter().map(|rows| *rows as usize).sum::<usize>();
             let mut start = if row == 0 { 0 } else { rows.row_ends[row - 1] as usize };
-            for record in range.clone() {
-                for _ in 0..rows.rows_per_record[record as usize] {
+            for record in range {
+                for _ in 0..rows.rows_per_record[record] {
                     let end = rows.row_ends[row] as usize;
                     buffer.extend_from_slice(&rows.bytes[start..end]);
-                    append(&mut buffer, chunk, chunk.offset(record as usize));
+                    append(&mut buffer, chunk, chunk.offset(record));
                     (start, row, count) = (end, row + 1, count + 1);
                 }
             }
         }
         (buffer, count)
+    }
+
+    /// The selected slices, each with the offsets of its records that have rows in this output.
+    pub fn mapped(&self, selection: &Selection, output: usize) -> Vec<(IntentSlice, Vec<i64>)> {
+        let of_range = |(slice, offsets): &(usize, Range<i64>)| {
+            let one = Selection(vec![(*slice, offsets.clone())]);
+            let mapped = self.records(&one).flat_map(|(part, range)| {
+                let Part { chunk, verdicts, .. } = &self.parts[part];
+                let rows = &verdicts.outputs[output].rows_per_record;
+                range.filter(|record| rows[*record] > 0).map(|record| chunk.offset(record))
+            });
+            let partition = self.slices[*slice].partition.clone();
+            (IntentSlice { partition, start: offsets.start, end: offsets.end }, mapped.collect())
+        };
+        selection.0.iter().map(of_range).collect()
     }
 
     /// Records that the chain rejected, as dead letters.
@@ -209,38 +267,38 @@ impl Batch {
         self.parts.iter().flat_map(of_part).collect()
     }
 
-    /// The only record of a selection of one, dead-lettered because ClickHouse refuses its rows.
-    ///
-    /// # Panics
-    /// When the selection is empty.
-    pub fn refused(&self, selection: &Selection, rejection: Rejection) -> DeadLetter {
-        let (part, range) = &selection.0[0];
-        DeadLetter { chunk: self.parts[*part].chunk.clone(), index: range.start, rejection }
+    /// The record of a selection that has only one with rows in this output, dead-lettered since
+    /// ClickHouse refuses them; `None` where several have.
+    pub fn refused(&self, selection: &Selection, output: usize, rejection: &Rejection) -> Option<DeadLetter> {
+        let mut mapped = self.records(selection).flat_map(|(part, range)| {
+            let rows = &self.parts[part].verdicts.outputs[output].rows_per_record;
+            range.filter(|record| rows[*record] > 0).map(move |record| (part, record))
+        });
+        let (part, record) = mapped.next()?;
+        if mapped.next().is_some() {
+            return None;
+        }
+        let (chunk, rejection) = (self.parts[part].chunk.clone(), rejection.clone());
+        Some(DeadLetter { chunk, index: record as u32, rejection })
     }
 
-    /// How the records of each slice ended, given the records that ClickHouse refused.
-    pub fn outcomes(&self, refused: &[DeadLetter]) -> Vec<(Slice, Outcome)> {
-        let mut outcomes: Vec<_> =
-            self.slices.iter().map(|slice| (slice.clone(), Outcome::default())).collect();
-        for part in &self.parts {
-            let partition = part.partition();
-            let Some((_, outcome)) = outcomes
-                .iter_mut()
-                .find(|(slice, _)| slice.partition == partition && slice.epoch == part.epoch)
-            else {
-                continue;
-            };
-            let mapped = (0..part.chunk.len())
-                .filter(|record| part.verdicts.outputs.iter().any(|rows| rows.rows_per_record[*record] > 0))
-                .count() as u64;
-            let rejected = part.verdicts.rejections.len() as u64;
-            let refused =
-                refused.iter().filter(|letter| Arc::ptr_eq(&letter.chunk, &part.chunk)).count() as u64;
-            outcome.add(&Outcome {
-                inserted: mapped - refused,
-                filtered: part.chunk.len() as u64 - mapped - rejected,
-                dead_lettered: rejected + refused,
-            });
+    /// How the records of each partition ended, given the records that ClickHouse refused.
+    pub fn outcomes(&self, refused: &[DeadLetter]) -> BTreeMap<PartitionId, Outcome> {
+        let mut outcomes = BTreeMap::new();
+        for (slice, parts) in self.slices.iter().zip(&self.parts_of) {
+            let mut outcome = Outcome::default();
+            for part in &self.parts[parts.clone()] {
+                let mapped = (0..part.chunk.len()).filter(|record| part.is_mapped(*record)).count() as u64;
+                let rejected = part.verdicts.rejections.len() as u64;
+                let refused =
+                    refused.iter().filter(|letter| Arc::ptr_eq(&letter.chunk, &part.chunk)).count() as u64;
+                outcome.add(&Outcome {
+                    inserted: mapped - refused,
+                    filtered: part.chunk.len() as u64 - mapped - rejected,
+                    dead_lettered: rejected + refused,
+                });
+            }
+            outcomes.insert(slice.partition.clone(), outcome);
         }
         outcomes
     }
@@ -308,11 +366,36 @@ mod tests {
     #[test]
     fn outcomes_count_refused_records_as_dead_lettered() {
         let batch = Batch::seal(BatchId(1), vec![part(0, 10, &[1, 0, 2])]);
+        assert!(batch.refused(&batch.all(), 0, &insert_rejection()).is_none());
         let (first, _) = batch.all().halves().unwrap();
-        let refused = batch.refused(&first, insert_rejection());
+        let refused = batch.refused(&first, 0, &insert_rejection()).unwrap();
         assert_eq!(refused.chunk.offset(refused.index as usize), 10);
-        let outcome = batch.outcomes(&[refused])[0].1;
+        let outcome = batch.outcomes(&[refused])[&batch.slices[0].partition];
         assert_eq!(outcome, Outcome { inserted: 1, filtered: 1, dead_lettered: 1 });
+    }
+
+    #[test]
+    fn a_batch_formed_again_has_the_same_rows_and_pieces_however_it_was_chunked() {
+        let batch = Batch::seal(BatchId(1), vec![part(1, 5, &[1, 2]), part(0, 10, &[1, 1, 1])]);
+        let slices: Vec<IntentSlice> = batch
+            .slices
+            .iter()
+            .map(|slice| IntentSlice {
+                partition: slice.partition.clone(),
+                start: slice.start,
+                end: slice.end,
+            })
+            .collect();
+        let chunks = vec![part(0, 12, &[1]), part(1, 5, &[1, 2]), part(0, 10, &[1, 1])];
+        let again = Batch::reseal(BatchId(1), chunks, &slices);
+        let mut queue = vec![batch.all()];
+        assert_eq!(again.all(), batch.all());
+        while let Some(selection) = queue.pop() {
+            let append = |_: &mut Vec<u8>, _: &Chunk, _: i64| {};
+            assert_eq!(again.encode(&selection, 0, append), batch.encode(&selection, 0, append));
+            assert_eq!(again.mapped(&selection, 0), batch.mapped(&selection, 0));
+            queue.extend(selection.halves().into_iter().flat_map(|(first, second)| [first, second]));
+        }
     }
 
     proptest! {
@@ -339,7 +422,6 @@ mod tests {
             while let Some(selection) = queue.pop() {
                 match selection.halves() {
                     Some((first, second)) => {
-                        prop_assert_eq!(first.records() + second.records(), selection.records());
                         queue.push(second);
                         queue.push(first);
                     }

@@ -114,6 +114,11 @@ impl Chunk {
         self.base_offset + i64::from(self.offset_deltas[index])
     }
 
+    /// Index of the first record at `offset` or after it; [`Self::len`] where there is none.
+    pub fn first_at(&self, offset: i64) -> usize {
+        self.offset_deltas.partition_point(|delta| self.base_offset + i64::from(*delta) < offset)
+    }
+
     /// Offset after the last record: where the next chunk may start.
     pub fn end_offset(&self) -> i64 {
         self.offset(self.len() - 1) + 1

@@ -1,15 +1,45 @@
 //! Ledger: the delivery state machine. It knows, for every partition of this host, what has been
-//! consumed, sealed into batches, settled and committed, and answers the one question that keeps
-//! records from being lost: up to which offset may the group's position move?
+//! consumed, sealed into batches, inserted and committed, and answers the questions that keep records
+//! from being lost or repeated: how far may the group's position move, which batches must its metadata
+//! list, and which of them may be sent.
 //!
-//! Invariants; the tests below check the first two against a naive model:
-//! - a commit point never passes a record that is not inserted, filtered or dead-lettered;
+//! A batch is *sealed*, then *intended* (it stands in the commit metadata of all its partitions), then
+//! each of its slices *ends* (its rows are in ClickHouse), and is *settled* when a commit moves the
+//! position of its partition past it. At-least-once, a batch is as good as intended when it is sealed.
+//!
+//! Invariants; the tests below check them against a naive model:
+//! - a commit point never passes a record that is not inserted, filtered or to be dead-lettered with it;
 //! - a commit point never goes back while the partition stays assigned;
+//! - a batch is listed in the metadata of all its partitions that this host has, or of none, and stays
+//!   listed until its slice is settled; what is listed for a partition was sealed in that order;
+//! - nothing is intended behind a batch that is still being recovered, nor beyond what metadata holds;
 //! - `consumed = inserted + filtered + dead_lettered + in_flight`, for every partition, always;
 //! - what belongs to an earlier assignment of a partition (an older epoch) changes nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+
+use super::intent::{Intent, PendingBatches, bounds};
+
+/// What a pipeline promises of its records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Each ends in the table, in the dead-letter topic or filtered; after a crash maybe twice.
+    AtLeastOnce,
+    /// Each ends there once.
+    #[default]
+    ExactlyOnce,
+}
+
+impl Delivery {
+    /// The word used in the configuration and in the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AtLeastOnce => "at-least-once",
+            Self::ExactlyOnce => "exactly-once",
+        }
+    }
+}
 
 /// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,13 +108,11 @@ pub struct Standing {
     pub resumed: Option<i64>,
     /// Offset of the next record to consume, once one was consumed.
     pub next_offset: Option<i64>,
-    /// Offset up to which everything is settled, once something is.
-    pub settled: Option<i64>,
     /// Offset committed under this assignment.
     pub committed: Option<i64>,
-    /// Records consumed under this assignment.
+    /// Records consumed under this assignment, those of recovered batches included.
     pub consumed: u64,
-    /// How they ended.
+    /// How those that are settled ended.
     pub outcome: Outcome,
 }
 
@@ -94,7 +122,7 @@ impl Standing {
         self.committed.or(self.resumed)
     }
 
-    /// Records on their way.
+    /// Records that are not settled.
     pub fn in_flight(&self) -> u64 {
         self.consumed - self.outcome.records()
     }
@@ -103,48 +131,177 @@ impl Standing {
 #[derive(Debug)]
 struct PendingSlice {
     batch: BatchId,
+    start: i64,
     end: i64,
-    settled: bool,
+    /// Found in the metadata when the partition was assigned.
+    recovered: bool,
+    ended: Option<Outcome>,
 }
 
 #[derive(Debug)]
 struct PartitionLedger {
     epoch: Epoch,
     standing: Standing,
-    /// Sealed slices by offset, from the oldest unsettled one on.
+    /// Slices by offset, from the oldest that is not settled on.
     pending: VecDeque<PendingSlice>,
-    committing: bool,
+}
+
+impl PartitionLedger {
+    /// Slices that a commit may pass.
+    fn ended(&self) -> usize {
+        self.pending.iter().take_while(|slice| slice.ended.is_some()).count()
+    }
+
+    /// Where the group goes on reading once `settled` slices are settled.
+    fn offset_after(&self, settled: usize) -> Option<i64> {
+        let passed = settled.checked_sub(1).and_then(|last| self.pending.get(last)).map(|slice| slice.end);
+        passed.or(self.standing.position()).or(self.pending.front().map(|slice| slice.start))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Sealed,
+    Intending,
+    Intended,
+}
+
+#[derive(Debug)]
+struct PendingBatch {
+    stage: Stage,
+    /// None at-least-once.
+    intent: Option<Intent>,
+    /// Slices of it that are pending here.
+    slices: usize,
+}
+
+/// A partition's part of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Partition.
+    pub partition: PartitionId,
+    /// Assignment under which it is ours.
+    pub epoch: Epoch,
+    /// Offset of the next record to read.
+    pub offset: i64,
+    /// What is pending, as text.
+    pub metadata: String,
+    /// Batches whose slice this settles, oldest first.
+    pub settles: Vec<BatchId>,
+}
+
+/// What one commit is to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Where partitions go on; never none.
+    pub points: Vec<Point>,
+    /// Batches that it intends, oldest first.
+    pub intends: Vec<BatchId>,
+}
+
+/// What a commit that happened has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// How the records ended that are settled now.
+    pub settled: Vec<(PartitionId, Outcome)>,
+    /// Batches that may be sent now.
+    pub intended: Vec<BatchId>,
+    /// Batches that have nothing left here.
+    pub done: Vec<BatchId>,
+}
+
+/// What is left of a partition that went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revoked {
+    /// Its last standing.
+    pub standing: Standing,
+    /// Batches that are not intended and must be sealed anew without it: its next owner reads its
+    /// records again, and nothing tells it that they were in this batch.
+    pub dissolved: Vec<BatchId>,
+    /// Batches that have nothing left here; whoever has their partitions recovers them.
+    pub done: Vec<BatchId>,
 }
 
 /// See the module documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
+    delivery: Delivery,
     partitions: BTreeMap<PartitionId, PartitionLedger>,
+    batches: BTreeMap<BatchId, PendingBatch>,
+    /// Batches that are not intended yet, in the order of sealing.
+    sealed: VecDeque<BatchId>,
 }
 
 impl Ledger {
-    /// Begins to account for a partition that is read from `position`, where that is known. An
-    /// earlier assignment of it is forgotten.
-    pub fn assign(&mut self, partition: PartitionId, epoch: Epoch, position: Option<i64>) {
-        self.partitions.insert(
-            partition,
-            PartitionLedger {
-                epoch,
-                standing: Standing { resumed: position, ..Standing::default() },
-                pending: VecDeque::new(),
-                committing: false,
-            },
-        );
+    /// A ledger without partitions.
+    pub fn new(delivery: Delivery) -> Self {
+        Self { delivery, partitions: BTreeMap::new(), batches: BTreeMap::new(), sealed: VecDeque::new() }
+    }
+
+    /// Begins to account for a partition at which the group goes on reading from `position`, where that
+    /// is known, with the batches that its metadata lists. Returns those that are not known here, which
+    /// must be recovered. An earlier assignment must have been revoked.
+    pub fn assign(
+        &mut self,
+        partition: PartitionId,
+        epoch: Epoch,
+        position: Option<i64>,
+        listed: &PendingBatches,
+    ) -> Vec<BatchId> {
+        debug_assert!(!self.partitions.contains_key(&partition));
+        let mut pending = VecDeque::new();
+        let mut unknown = Vec::new();
+        for intent in listed.intents() {
+            let Some(slice) = intent.slice(&partition) else { continue };
+            let (batch, recovered) = (intent.id(), true);
+            pending.push_back(PendingSlice {
+                batch,
+                start: slice.start,
+                end: slice.end,
+                recovered,
+                ended: None,
+            });
+            let known = self.batches.entry(batch).or_insert_with(|| {
+                unknown.push(batch);
+                PendingBatch { stage: Stage::Intended, intent: Some(intent.clone()), slices: 0 }
+            });
+            known.slices += 1;
+        }
+        let standing = Standing { resumed: position, ..Standing::default() };
+        self.partitions.insert(partition, PartitionLedger { epoch, standing, pending });
+        unknown
     }
 
     /// Forgets a partition; what is still on its way for it no longer counts.
-    pub fn revoke(&mut self, partition: &PartitionId) -> Option<Standing> {
-        self.partitions.remove(partition).map(|ledger| ledger.standing)
+    pub fn revoke(&mut self, partition: &PartitionId) -> Option<Revoked> {
+        let ledger = self.partitions.remove(partition)?;
+        let mut revoked = Revoked { standing: ledger.standing, ..Revoked::default() };
+        for slice in ledger.pending {
+            let Some(batch) = self.batches.get(&slice.batch) else { continue };
+            debug_assert!(batch.stage != Stage::Intending, "a partition goes only between two commits");
+            let dissolved = batch.stage == Stage::Sealed;
+            if self.let_go(slice.batch) {
+                revoked.done.push(slice.batch);
+            } else if dissolved {
+                revoked.dissolved.push(slice.batch);
+            }
+        }
+        Some(revoked)
     }
 
     /// Whether the partition is ours under this very assignment.
     pub fn owns(&self, partition: &PartitionId, epoch: Epoch) -> bool {
         self.partitions.get(partition).is_some_and(|ledger| ledger.epoch == epoch)
+    }
+
+    /// Whether anything of the batch is pending here.
+    pub fn knows(&self, batch: BatchId) -> bool {
+        self.batches.contains_key(&batch)
+    }
+
+    /// The intent of a batch that is pending here.
+    pub fn intent(&self, batch: BatchId) -> Option<&Intent> {
+        self.batches.get(&batch)?.intent.as_ref()
     }
 
     /// Records that `records` records up to `end` were taken in. Returns false, and changes
@@ -157,72 +314,220 @@ impl Ledger {
         true
     }
 
-    /// Records that a batch was sealed over `slices`. Slices of a partition are sealed in order.
-    pub fn seal(&mut self, batch: BatchId, slices: &[Slice]) {
+    /// Records that a batch was sealed over `slices`, all of them of partitions that are ours. Slices of a
+    /// partition are sealed in order. Exactly-once it has an intent.
+    pub fn seal(&mut self, batch: BatchId, slices: &[Slice], intent: Option<Intent>) {
+        let mut sealed = 0;
         for slice in slices {
-            if let Some(ledger) = self.current(&slice.partition, slice.epoch) {
-                debug_assert!(ledger.pending.back().is_none_or(|before| before.end <= slice.start));
-                ledger.pending.push_back(PendingSlice { batch, end: slice.end, settled: false });
+            let Some(ledger) = self.current(&slice.partition, slice.epoch) else { continue };
+            debug_assert!(ledger.pending.back().is_none_or(|before| before.end <= slice.start));
+            let (start, end) = (slice.start, slice.end);
+            ledger.pending.push_back(PendingSlice { batch, start, end, recovered: false, ended: None });
+            sealed += 1;
+        }
+        debug_assert_eq!(sealed, slices.len(), "a lane has only partitions that are ours");
+        self.enter(batch, sealed, intent);
+    }
+
+    /// Puts a batch that was sealed anew, over slices of the old one, in the place of the old one.
+    pub fn replace(&mut self, old: BatchId, batch: BatchId, slices: &[Slice], intent: Option<Intent>) {
+        let place = self.sealed.iter().position(|sealed| *sealed == old);
+        let mut sealed = 0;
+        for slice in slices {
+            let Some(ledger) = self.current(&slice.partition, slice.epoch) else { continue };
+            for pending in ledger.pending.iter_mut().filter(|pending| pending.batch == old) {
+                (pending.batch, sealed) = (batch, sealed + 1);
+            }
+        }
+        self.batches.remove(&old);
+        self.sealed.retain(|sealed| *sealed != old);
+        self.enter(batch, sealed, intent);
+        if let Some(place) = place
+            && self.sealed.back() == Some(&batch)
+        {
+            self.sealed.pop_back();
+            self.sealed.insert(place, batch);
+        }
+    }
+
+    fn enter(&mut self, batch: BatchId, slices: usize, intent: Option<Intent>) {
+        let stage = match self.delivery {
+            Delivery::AtLeastOnce => Stage::Intended,
+            Delivery::ExactlyOnce => Stage::Sealed,
+        };
+        debug_assert!(stage == Stage::Intended || intent.is_some());
+        self.batches.insert(batch, PendingBatch { stage, intent, slices });
+        if stage == Stage::Sealed {
+            self.sealed.push_back(batch);
+        }
+    }
+
+    /// Records how the records of a slice ended. Returns how many of them count as consumed only now,
+    /// since the batch was recovered; `None`, and changes nothing, when that slice is not pending here.
+    pub fn end(&mut self, batch: BatchId, partition: &PartitionId, outcome: &Outcome) -> Option<u64> {
+        let ledger = self.partitions.get_mut(partition)?;
+        let pending = ledger.pending.iter_mut().find(|pending| pending.batch == batch)?;
+        if pending.ended.replace(*outcome).is_some() {
+            return None;
+        }
+        let consumed = if pending.recovered { outcome.records() } else { 0 };
+        ledger.standing.consumed += consumed;
+        Some(consumed)
+    }
+
+    /// What the next commit is to do: move every partition past what has ended, and intend what may
+    /// be. `letter_bytes` tells how much a slice brings into it; no more than `most_letter_bytes` are
+    /// taken, but for one slice. `None` when there is nothing to do. No other commit may be under
+    /// way; the plan must come back by [`Self::committed`] or [`Self::refused`].
+    pub fn plan(
+        &mut self,
+        letter_bytes: impl Fn(BatchId, &PartitionId) -> usize,
+        most_letter_bytes: usize,
+    ) -> Option<Plan> {
+        let mut settled: BTreeMap<PartitionId, usize> = BTreeMap::new();
+        let mut bytes = 0;
+        for (partition, ledger) in &self.partitions {
+            let mut taken = 0;
+            for slice in ledger.pending.range(..ledger.ended()) {
+                bytes += letter_bytes(slice.batch, partition);
+                if bytes > most_letter_bytes && (taken > 0 || !settled.is_empty()) {
+                    break;
+                }
+                taken += 1;
+            }
+            if taken > 0 {
+                settled.insert(partition.clone(), taken);
+            }
+            if bytes > most_letter_bytes {
+                break;
+            }
+        }
+        let intends = self.intend(&settled);
+        let mut touched: BTreeSet<&PartitionId> = settled.keys().collect();
+        let of_batch = |batch: &BatchId| self.batches[batch].intent.iter().flat_map(Intent::slices);
+        touched.extend(intends.iter().flat_map(of_batch).map(|slice| &slice.partition));
+        let mut texts: BTreeMap<Vec<BatchId>, String> = BTreeMap::new();
+        let mut points = Vec::new();
+        for partition in touched {
+            let Some(ledger) = self.partitions.get(partition) else { continue };
+            let taken = settled.get(partition).copied().unwrap_or(0);
+            let Some(offset) = ledger.offset_after(taken) else { continue };
+            let listed = self.listed(ledger, taken);
+            let metadata = texts.entry(listed).or_insert_with_key(|listed| self.text(listed)).clone();
+            let settles = ledger.pending.range(..taken).map(|slice| slice.batch).collect();
+            points.push(Point {
+                partition: partition.clone(),
+                epoch: ledger.epoch,
+                offset,
+                metadata,
+                settles,
+            });
+        }
+        (!points.is_empty()).then_some(Plan { points, intends })
+    }
+
+    /// Batches that the next commit intends, given what it settles; they count as being intended.
+    fn intend(&mut self, settled: &BTreeMap<PartitionId, usize>) -> Vec<BatchId> {
+        let mut intends = Vec::new();
+        for batch in self.sealed.clone() {
+            let Some(pending) = self.batches.get_mut(&batch) else { continue };
+            pending.stage = Stage::Intending;
+            let fits = self.batches[&batch].intent.as_ref().is_some_and(|intent| {
+                intent.slices().iter().all(|slice| self.fits(&slice.partition, batch, settled))
+            });
+            if fits {
+                intends.push(batch);
+            } else if let Some(pending) = self.batches.get_mut(&batch) {
+                pending.stage = Stage::Sealed;
+            }
+        }
+        self.sealed.retain(|batch| !intends.contains(batch));
+        intends
+    }
+
+    /// Whether a partition's metadata takes the batch in, once the commit has settled what it does.
+    fn fits(&self, partition: &PartitionId, batch: BatchId, settled: &BTreeMap<PartitionId, usize>) -> bool {
+        let Some(ledger) = self.partitions.get(partition) else { return false };
+        let taken = settled.get(partition).copied().unwrap_or(0);
+        let before = ledger.pending.range(taken..).take_while(|slice| slice.batch != batch);
+        // In order, and never behind a batch that another host may be recovering, too.
+        for slice in before.clone() {
+            let listed = self.batches.get(&slice.batch).is_some_and(|batch| batch.stage != Stage::Sealed);
+            if slice.recovered || !listed {
+                return false;
+            }
+        }
+        let listed: Vec<BatchId> = before.map(|slice| slice.batch).chain([batch]).collect();
+        listed.len() <= bounds::PENDING_BATCHES
+            && (listed.len() == 1 || self.text(&listed).len() <= bounds::METADATA_LIMIT)
+    }
+
+    /// What the metadata of a partition lists, once `settled` slices are settled.
+    fn listed(&self, ledger: &PartitionLedger, settled: usize) -> Vec<BatchId> {
+        let pending = ledger.pending.range(settled..).map(|slice| slice.batch);
+        let intended = |batch: &BatchId| {
+            self.batches
+                .get(batch)
+                .is_some_and(|batch| batch.stage != Stage::Sealed && batch.intent.is_some())
+        };
+        pending.filter(intended).collect()
+    }
+
+    fn text(&self, batches: &[BatchId]) -> String {
+        let intents = batches.iter().filter_map(|batch| self.intent(*batch).cloned()).collect();
+        PendingBatches::new(intents).encode()
+    }
+
+    /// The commit happened.
+    pub fn committed(&mut self, plan: &Plan) -> Committed {
+        let mut committed = Committed::default();
+        for Point { partition, epoch, offset, settles, .. } in &plan.points {
+            let Some(ledger) = self.current(partition, *epoch) else { continue };
+            ledger.standing.committed = ledger.standing.committed.max(Some(*offset));
+            let mut settled = Outcome::default();
+            for slice in ledger.pending.drain(..settles.len()) {
+                settled.add(&slice.ended.unwrap_or_default());
+            }
+            ledger.standing.outcome.add(&settled);
+            committed.settled.push((partition.clone(), settled));
+            committed.done.extend(settles.iter().filter(|batch| self.let_go(**batch)));
+        }
+        for batch in &plan.intends {
+            if let Some(pending) = self.batches.get_mut(batch) {
+                pending.stage = Stage::Intended;
+                committed.intended.push(*batch);
+            }
+        }
+        committed
+    }
+
+    /// The commit did not happen.
+    pub fn refused(&mut self, plan: &Plan) {
+        for batch in plan.intends.iter().rev() {
+            if let Some(pending) = self.batches.get_mut(batch) {
+                pending.stage = Stage::Sealed;
+                self.sealed.push_front(*batch);
             }
         }
     }
 
-    /// Records how every record of a slice of a batch ended.
-    /// Returns false, and changes nothing, when the partition is no longer ours under that epoch.
-    pub fn settle(&mut self, batch: BatchId, slice: &Slice, outcome: &Outcome) -> bool {
-        let Some(ledger) = self.current(&slice.partition, slice.epoch) else { return false };
-        let Some(pending) =
-            ledger.pending.iter_mut().find(|pending| pending.batch == batch && pending.end == slice.end)
-        else {
-            return false;
-        };
-        if pending.settled {
+    /// One slice less of a batch; whether that was the last.
+    fn let_go(&mut self, batch: BatchId) -> bool {
+        let Some(pending) = self.batches.get_mut(&batch) else { return false };
+        pending.slices -= 1;
+        if pending.slices > 0 {
             return false;
         }
-        pending.settled = true;
-        ledger.standing.outcome.add(outcome);
-        while ledger.pending.front().is_some_and(|pending| pending.settled) {
-            ledger.standing.settled = ledger.pending.pop_front().map(|pending| pending.end);
-        }
+        self.batches.remove(&batch);
+        self.sealed.retain(|sealed| *sealed != batch);
         true
     }
 
-    /// Partitions whose position may move, with the offset that it may move to. They count as
-    /// being committed until [`Self::committed`] or [`Self::commit_failed`].
-    pub fn begin_commit(&mut self) -> Vec<(PartitionId, Epoch, i64)> {
-        let mut points = Vec::new();
-        for (partition, ledger) in &mut self.partitions {
-            if let Some(settled) = ledger.standing.settled
-                && ledger.standing.committed < Some(settled)
-                && !ledger.committing
-            {
-                ledger.committing = true;
-                points.push((partition.clone(), ledger.epoch, settled));
-            }
-        }
-        points
-    }
-
-    /// Kafka has the offset.
-    pub fn committed(&mut self, partition: &PartitionId, epoch: Epoch, offset: i64) {
-        if let Some(ledger) = self.current(partition, epoch) {
-            ledger.committing = false;
-            ledger.standing.committed = ledger.standing.committed.max(Some(offset));
-        }
-    }
-
-    /// Kafka does not have the offset, as far as we know; it will be offered again.
-    pub fn commit_failed(&mut self, partition: &PartitionId, epoch: Epoch) {
-        if let Some(ledger) = self.current(partition, epoch) {
-            ledger.committing = false;
-        }
-    }
-
-    /// Whether everything consumed of the partition is settled and committed, or it is not ours.
+    /// Whether everything consumed of the partition is settled, or it is not ours.
     pub fn is_drained(&self, partition: &PartitionId) -> bool {
-        self.partitions.get(partition).is_none_or(|ledger| {
-            ledger.standing.in_flight() == 0 && ledger.standing.committed >= ledger.standing.settled
-        })
+        self.partitions
+            .get(partition)
+            .is_none_or(|ledger| ledger.pending.is_empty() && ledger.standing.in_flight() == 0)
     }
 
     /// Whether [`Self::is_drained`] holds for every partition.
@@ -241,125 +546,4 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn partition(number: i32) -> PartitionId {
-        PartitionId { topic: "topic".into(), partition: number }
-    }
-
-    fn slice(number: i32, epoch: Epoch, start: i64, end: i64) -> Slice {
-        Slice { partition: partition(number), epoch, start, end }
-    }
-
-    fn inserted(records: u64) -> Outcome {
-        Outcome { inserted: records, ..Outcome::default() }
-    }
-
-    #[test]
-    fn an_unsettled_batch_holds_the_position_back() {
-        let mut ledger = Ledger::default();
-        ledger.assign(partition(0), 1, None);
-        ledger.consume(&partition(0), 1, 20, 20);
-        let (first, second) = (slice(0, 1, 0, 10), slice(0, 1, 10, 20));
-        ledger.seal(BatchId(1), std::slice::from_ref(&first));
-        ledger.seal(BatchId(2), std::slice::from_ref(&second));
-        ledger.settle(BatchId(2), &second, &inserted(10));
-        assert_eq!(ledger.begin_commit(), []);
-        ledger.settle(BatchId(1), &first, &inserted(10));
-        assert_eq!(ledger.begin_commit(), [(partition(0), 1, 20)]);
-        assert!(!ledger.is_drained(&partition(0)));
-        ledger.committed(&partition(0), 1, 20);
-        assert!(ledger.all_drained());
-    }
-
-    #[test]
-    fn one_commit_at_a_time_and_a_failed_one_is_offered_again() {
-        let mut ledger = Ledger::default();
-        ledger.assign(partition(0), 1, None);
-        ledger.consume(&partition(0), 1, 5, 5);
-        ledger.seal(BatchId(1), &[slice(0, 1, 0, 5)]);
-        ledger.settle(BatchId(1), &slice(0, 1, 0, 5), &inserted(5));
-        assert_eq!(ledger.begin_commit().len(), 1);
-        assert_eq!(ledger.begin_commit(), []);
-        ledger.commit_failed(&partition(0), 1);
-        assert_eq!(ledger.begin_commit(), [(partition(0), 1, 5)]);
-    }
-
-    #[test]
-    fn an_earlier_assignment_changes_nothing() {
-        let mut ledger = Ledger::default();
-        ledger.assign(partition(0), 1, None);
-        ledger.consume(&partition(0), 1, 5, 5);
-        ledger.seal(BatchId(1), &[slice(0, 1, 0, 5)]);
-        ledger.revoke(&partition(0));
-        ledger.assign(partition(0), 2, None);
-        ledger.settle(BatchId(1), &slice(0, 1, 0, 5), &inserted(5));
-        assert!(!ledger.consume(&partition(0), 1, 5, 10));
-        assert_eq!(ledger.begin_commit(), []);
-        assert_eq!(ledger.standings().next(), Some((&partition(0), &Standing::default())));
-    }
-
-    /// What the ledger must say, from first principles: every record of every partition with its
-    /// own flags.
-    #[derive(Default)]
-    struct Model {
-        settled: Vec<[bool; 64]>,
-    }
-
-    impl Model {
-        fn prefix(&self, partition: usize) -> i64 {
-            self.settled[partition].iter().take_while(|settled| **settled).count() as i64
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn commits_follow_the_contiguous_settled_prefix(
-            // Lengths of consecutive slices, spread over 3 partitions, and the order of settling.
-            lengths in prop::collection::vec((0usize..3, 1i64..5), 1..12),
-            order in prop::collection::vec(any::<prop::sample::Index>(), 40),
-        ) {
-            let mut ledger = Ledger::default();
-            let mut model = Model { settled: vec![[false; 64]; 3] };
-            for number in 0..3 {
-                ledger.assign(partition(number), 1, None);
-            }
-            let mut ends = [0i64; 3];
-            let mut open = Vec::new();
-            for (index, (number, length)) in lengths.into_iter().enumerate() {
-                let start = ends[number];
-                ends[number] += length;
-                let slice = slice(number as i32, 1, start, ends[number]);
-                ledger.consume(&slice.partition, 1, length as u64, slice.end);
-                ledger.seal(BatchId(index as u128), std::slice::from_ref(&slice));
-                open.push((BatchId(index as u128), slice));
-            }
-            let mut last = [0i64; 3];
-            for pick in order {
-                if open.is_empty() { break }
-                let (batch, slice) = open.swap_remove(pick.index(open.len()));
-                ledger.settle(batch, &slice, &inserted((slice.end - slice.start) as u64));
-                let number = slice.partition.partition as usize;
-                model.settled[number][slice.start as usize..slice.end as usize].fill(true);
-                for (partition, epoch, offset) in ledger.begin_commit() {
-                    let number = partition.partition as usize;
-                    prop_assert_eq!(offset, model.prefix(number));
-                    prop_assert!(offset > last[number]);
-                    last[number] = offset;
-                    ledger.committed(&partition, epoch, offset);
-                }
-                for (partition, standing) in ledger.standings() {
-                    let number = partition.partition as usize;
-                    prop_assert_eq!(last[number], model.prefix(number));
-                    let settled = model.settled[number].iter().filter(|settled| **settled).count() as u64;
-                    prop_assert_eq!(standing.outcome.records(), settled);
-                    prop_assert_eq!(standing.consumed, settled + standing.in_flight());
-                }
-            }
-            prop_assert_eq!(ledger.all_drained(), open.is_empty());
-        }
-    }
-}
+mod tests;

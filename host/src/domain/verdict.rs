@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::chunk::Chunk;
+use super::ledger::PartitionId;
 
 /// Identity of a module or of a chain: a SHA-256, shown by its first 12 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +34,8 @@ pub enum Stage {
     Map,
     /// ClickHouse refused the row.
     Insert,
+    /// A batch that was pending at a crash could not be formed again as it was.
+    Recover,
 }
 
 impl Stage {
@@ -42,6 +45,7 @@ impl Stage {
             Self::Validate => "validate",
             Self::Map => "map",
             Self::Insert => "insert",
+            Self::Recover => "recover",
         }
     }
 }
@@ -63,11 +67,13 @@ pub enum RejectionKind {
     BadRow,
     /// ClickHouse refused this record's rows, and only these.
     Insert,
+    /// Its batch was pending at a crash and could not be formed again; the table does not hold it.
+    Unrecovered,
 }
 
 impl RejectionKind {
     /// Every kind, for metrics and tests.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Rejected,
         Self::Malformed,
         Self::Trap,
@@ -75,6 +81,7 @@ impl RejectionKind {
         Self::Memory,
         Self::BadRow,
         Self::Insert,
+        Self::Unrecovered,
     ];
 
     /// The word used in headers, metrics and logs.
@@ -87,6 +94,7 @@ impl RejectionKind {
             Self::Memory => "memory",
             Self::BadRow => "bad-row",
             Self::Insert => "insert",
+            Self::Unrecovered => "unrecovered",
         }
     }
 }
@@ -173,6 +181,20 @@ pub struct DeadLetter {
 pub const ATTEMPT_HEADER: &str = "sluice.attempt";
 
 impl DeadLetter {
+    /// Partition that the record came from.
+    pub fn partition(&self) -> PartitionId {
+        PartitionId { topic: self.chunk.topic.clone(), partition: self.chunk.partition }
+    }
+
+    /// Bytes of the record, about as many as it takes in the dead-letter topic without our headers.
+    pub fn bytes(&self) -> usize {
+        let record = self.chunk.record(self.index as usize);
+        let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
+        let headers = self.chunk.headers(self.index as usize);
+        let headers: usize = headers.map(|(name, value)| name.len() + length(value)).sum();
+        length(record.payload) + length(record.key) + headers
+    }
+
     /// The `sluice.*` headers, in their documented order. Values are UTF-8.
     pub fn headers(&self, pipeline: &str) -> Vec<(&'static str, String)> {
         let record = self.chunk.record(self.index as usize);

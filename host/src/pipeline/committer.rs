@@ -1,16 +1,17 @@
 //! Committer: moves the group's position, one commit in flight at a time.
 //!
-//! Invariant: what it commits comes from the ledger, so never passes an unsettled record. A refused
-//! commit is not repeated as it was: after a wait the ledger is asked again, and by then a
-//! partition may have gone.
+//! Invariant: what it commits comes from the ledger, so never passes a record that is not settled by
+//! it. A refused commit is not repeated as it was: after a wait the ledger is asked again, and by then
+//! a partition may have gone.
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::domain::ledger::{Epoch, Ledger, PartitionId};
+use crate::domain::ledger::Plan;
 use crate::domain::retry::RetryPolicy;
+use crate::domain::verdict::DeadLetter;
 
 use super::inserter::{EntropySource, jitter};
 use super::metrics::PipelineMetrics;
@@ -19,7 +20,8 @@ use super::trouble::Trouble;
 
 const ABOUT: &str = "commit offsets";
 
-type Points = Vec<(PartitionId, Epoch, i64)>;
+/// How a commit ended.
+pub type Answer = (Plan, Result<(), CommitError>);
 
 /// See the module documentation.
 pub struct Committer<O> {
@@ -29,70 +31,52 @@ pub struct Committer<O> {
     pub(super) trouble: Trouble,
     pub(super) metrics: PipelineMetrics,
     pub(super) entropy: EntropySource,
-    pub(super) in_flight: Option<BoxFuture<'static, (Points, Result<(), CommitError>)>>,
+    pub(super) in_flight: Option<BoxFuture<'static, Answer>>,
     pub(super) failures: u32,
     pub(super) not_before: Option<Instant>,
 }
 
 impl<O: OffsetStore> Committer<O> {
-    /// Begins a commit if there is something to commit, none is in flight and no wait is on.
-    pub fn begin(&mut self, ledger: &mut Ledger, now: Instant) {
-        if self.in_flight.is_some() || self.not_before.is_some_and(|time| now < time) {
-            return;
-        }
-        let points = ledger.begin_commit();
-        if points.is_empty() {
-            return;
-        }
-        let request = points
-            .iter()
-            .map(|(partition, _, offset)| CommitPoint {
-                topic: partition.topic.clone(),
-                partition: partition.partition,
-                offset: *offset,
-                metadata: String::new(),
-            })
-            .collect();
+    /// Whether a commit may begin: none is in flight and no wait is on.
+    pub fn is_free(&self, now: Instant) -> bool {
+        self.in_flight.is_none() && self.not_before.is_none_or(|time| time <= now)
+    }
+
+    /// Begins a commit. Only while [`Self::is_free`].
+    pub fn begin(&mut self, plan: Plan, letters: Vec<DeadLetter>) {
+        debug_assert!(self.in_flight.is_none());
+        let point = |point: &crate::domain::ledger::Point| CommitPoint {
+            topic: point.partition.topic.clone(),
+            partition: point.partition.partition,
+            offset: point.offset,
+            metadata: point.metadata.clone(),
+        };
+        let commit = Commit { points: plan.points.iter().map(point).collect(), letters };
         let offsets = self.offsets.clone();
-        self.in_flight = Some(Box::pin(async move { (points, offsets.commit(Commit { points: request, letters: Vec::new() }).await) }));
+        self.in_flight = Some(Box::pin(async move { (plan, offsets.commit(commit).await) }));
     }
 
-    /// Waits for the commit in flight, forever when there is none, and tells the ledger.
+    /// Waits for the commit in flight, forever when there is none.
     /// Cancel-safe: the commit stays in flight.
-    pub async fn finish(&mut self) -> (Points, Result<(), CommitError>) {
-        match &mut self.in_flight {
-            Some(commit) => {
-                let answer = commit.await;
-                self.in_flight = None;
-                answer
-            }
-            None => std::future::pending().await,
-        }
+    pub async fn finish(&mut self) -> Answer {
+        let Some(commit) = &mut self.in_flight else { return std::future::pending().await };
+        let answer = commit.await;
+        self.in_flight = None;
+        answer
     }
 
-    /// Tells the ledger how a commit ended.
-    pub fn settle(
-        &mut self,
-        ledger: &mut Ledger,
-        (points, result): (Points, Result<(), CommitError>),
-        now: Instant,
-    ) {
+    /// Takes note of how a commit ended: after a refusal the next one waits.
+    pub fn heed(&mut self, result: &Result<(), CommitError>, now: Instant) {
         match result {
             Ok(()) => {
                 self.trouble.clear(ABOUT);
                 (self.failures, self.not_before) = (0, None);
-                for (partition, epoch, offset) in points {
-                    ledger.committed(&partition, epoch, offset);
-                }
             }
             Err(error) => {
                 self.trouble.report(ABOUT, &error.to_string());
                 self.metrics.retries.with_label_values(&[&*self.pipeline, "commit"]).inc();
                 self.not_before = Some(now + self.policy.wait(self.failures, jitter(&self.entropy.0)));
                 self.failures = self.failures.saturating_add(1);
-                for (partition, epoch, _) in points {
-                    ledger.commit_failed(&partition, epoch);
-                }
             }
         }
     }

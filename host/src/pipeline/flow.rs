@@ -1,45 +1,56 @@
 //! Flow: one task a pipeline that hears every event, owns all of the pipeline's state and decides.
 //!
-//! State: the ledger, the partitions with their reorder buffers, the lanes, the sealed batches that
-//! wait for a place, the deliveries and the commit under way. Nothing else touches it, so there are
-//! no locks and one order of events. Each branch of its `select!` is cancel-safe: receiving an
-//! event, joining a delivery, polling the commit, and sleeping.
+//! State: the ledger, the partitions with their reorder buffers, the lanes, the batches that wait for
+//! their intent or for a place, the deliveries, what was delivered and is not settled, and the commit
+//! under way. Nothing else touches it, so there are no locks and one order of events. Each branch of its
+//! `select!` is cancel-safe: receiving an event, joining a delivery, polling the commit, and sleeping.
+//!
+//! A batch goes: lane -> `sealed` -> (intended by a commit) -> `ready` -> delivery -> `delivered` ->
+//! (settled by a commit). At-least-once, and when it is recovered, it begins at `ready`.
 
-use std::collections::{BTreeMap, VecDeque};
+mod partitions;
+mod report;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::domain::batch::BatchLimits;
-use crate::domain::ledger::{BatchId, Epoch, Ledger, PartitionId, Standing};
+use crate::domain::intent::Intent;
+use crate::domain::ledger::{BatchId, Delivery, Epoch, Ledger, PartitionId};
 use crate::domain::retry::RetryPolicy;
+use crate::domain::verdict::{DeadLetter, Revision};
 
 use super::binding::{BoundChain, ChainSlot};
 use super::budget::Budget;
-use super::committer::Committer;
-use super::event::{Assignment, Event, Judged};
-use super::inserter::{Delivered, Entropy, EntropySource, Inserter};
+use super::committer::{Answer, Committer};
+use super::event::{Event, Judged};
+use super::inserter::{Delivered, Entropy, EntropySource, Inserter, Origin};
 use super::lane::{Lane, SealedBatch};
 use super::metrics::PipelineMetrics;
 use super::partition::Partition;
-use super::ports::{DeadLetterSink, ModuleIdentity, OffsetStore, Sink};
-use super::status::{ModuleStatus, PartitionStatus, PipelineStatus};
+use super::ports::{Archive, CommitError, DeadLetterSink, OffsetStore, Sink};
+use super::recovery::Recovery;
+use super::status::PipelineStatus;
 use super::trouble::Trouble;
 
 /// How often the status is published.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+/// Most bytes of dead letters in one commit: what fits well into the time that a transaction may take.
+const COMMIT_LETTER_BYTES: usize = 16 << 20;
 
 /// What a flow is to do.
 #[derive(Clone, Debug)]
 pub struct FlowSettings {
     /// Name of the pipeline.
     pub pipeline: Arc<str>,
-    /// Guarantee, as shown in the status.
-    pub delivery: &'static str,
+    /// Guarantee.
+    pub delivery: Delivery,
     /// When a batch is sealed.
     pub batch: BatchLimits,
     /// Most batches in delivery at once.
@@ -51,16 +62,18 @@ pub struct FlowSettings {
 }
 
 /// What a flow talks to.
-pub struct Collaborators<S, D, O> {
+pub struct Collaborators<S, D, O, A> {
     /// ClickHouse.
     pub sink: Arc<S>,
-    /// Dead-letter topic.
+    /// Dead-letter topic, at-least-once.
     pub dead_letters: Arc<D>,
-    /// Group offsets.
+    /// Group offsets; exactly-once with the dead letters.
     pub offsets: Arc<O>,
+    /// Records and revisions of pending batches.
+    pub archive: Arc<A>,
     /// Chain of the moment, for the status.
     pub chain: ChainSlot,
-    /// In-flight bytes, for the status.
+    /// In-flight bytes.
     pub budget: Budget,
     /// Why records cannot go through, for the status.
     pub trouble: Trouble,
@@ -107,8 +120,14 @@ struct Revocation {
     deadline: Instant,
 }
 
+/// A delivery under way.
+struct Delivering {
+    task: AbortHandle,
+    is_recovery: bool,
+}
+
 /// See the module documentation.
-pub struct Flow<S, D, O> {
+pub struct Flow<S, D, O, A> {
     settings: FlowSettings,
     started: Instant,
     ledger: Ledger,
@@ -116,8 +135,14 @@ pub struct Flow<S, D, O> {
     end_offsets: BTreeMap<PartitionId, i64>,
     lanes: Vec<Lane>,
     sealed: VecDeque<SealedBatch>,
+    ready: VecDeque<SealedBatch>,
+    /// Batches of earlier owners that wait for a place among the recoveries.
+    recoverable: VecDeque<Intent>,
     deliveries: JoinSet<Result<Delivered, String>>,
+    delivering: HashMap<BatchId, Delivering>,
+    delivered: HashMap<BatchId, Delivered>,
     inserter: Arc<Inserter<S, D>>,
+    recovery: Arc<Recovery<A>>,
     committer: Committer<O>,
     revocation: Option<Revocation>,
     stopping: Option<Instant>,
@@ -132,15 +157,26 @@ pub struct Flow<S, D, O> {
     status: watch::Sender<PipelineStatus>,
 }
 
-impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
+impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
     /// A flow without partitions.
-    pub fn new(settings: FlowSettings, with: Collaborators<S, D, O>) -> Self {
+    pub fn new(settings: FlowSettings, with: Collaborators<S, D, O, A>) -> Self {
         with.metrics.begin(&settings.pipeline);
         let entropy = EntropySource(with.entropy.clone());
         let inserter = Inserter {
             pipeline: settings.pipeline.clone(),
+            delivery: settings.delivery,
             sink: with.sink,
             dead_letters: with.dead_letters,
+            policy: settings.retry,
+            trouble: with.trouble.clone(),
+            metrics: with.metrics.clone(),
+            entropy: entropy.clone(),
+        };
+        let recovery = Recovery {
+            pipeline: settings.pipeline.clone(),
+            archive: with.archive,
+            current: with.chain.clone(),
+            budget: with.budget.clone(),
             policy: settings.retry,
             trouble: with.trouble.clone(),
             metrics: with.metrics.clone(),
@@ -159,15 +195,20 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         };
         let now = Instant::now();
         Self {
+            ledger: Ledger::new(settings.delivery),
             settings,
             started: now,
-            ledger: Ledger::default(),
             partitions: BTreeMap::new(),
             end_offsets: BTreeMap::new(),
             lanes: Vec::new(),
             sealed: VecDeque::new(),
+            ready: VecDeque::new(),
+            recoverable: VecDeque::new(),
             deliveries: JoinSet::new(),
+            delivering: HashMap::new(),
+            delivered: HashMap::new(),
             inserter: Arc::new(inserter),
+            recovery: Arc::new(recovery),
             committer,
             revocation: None,
             stopping: None,
@@ -183,7 +224,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         }
     }
 
-    /// Runs until intake has stopped and everything is settled and committed.
+    /// Runs until intake has stopped and everything is settled.
     ///
     /// # Errors
     /// [`FlowError`] when that cannot be reached; unfinished records stay uncommitted.
@@ -199,28 +240,37 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
                 return Err(self.unfinished());
             }
             let deadline = self.next_deadline();
+            // In this order: what frees memory and places comes before what takes them.
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.hear(event)?,
-                    None => return Err(self.broken("its intake ended without saying so")),
-                },
+                biased;
+                answer = self.committer.finish() => self.conclude(answer)?,
                 Some(delivered) = self.deliveries.join_next() => match delivered {
-                    Ok(Ok(delivered)) => self.settle(&delivered),
+                    Ok(Ok(delivered)) => self.delivered(delivered),
                     Ok(Err(reason)) => return Err(self.broken(&reason)),
+                    Err(error) if error.is_cancelled() => {}
                     Err(error) => return Err(self.broken(&format!("a delivery failed: {error}"))),
                 },
-                answer = self.committer.finish() => {
-                    self.committer.settle(&mut self.ledger, answer, Instant::now());
-                }
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event).await?,
+                    None => return Err(self.broken("its intake ended without saying so")),
+                },
                 () = sleep_until(deadline) => {}
             }
         }
     }
 
-    fn hear(&mut self, event: Event) -> Result<(), FlowError> {
+    async fn hear(&mut self, event: Event) -> Result<(), FlowError> {
         match event {
-            Event::Assigned(partitions) => self.assign(partitions),
-            Event::Revoked { partitions, lost, release } => self.revoke(partitions, lost, release),
+            Event::Assigned(partitions) => {
+                self.between_commits().await?;
+                self.assign(partitions);
+            }
+            Event::Revoked { partitions, lost, release } => {
+                if self.revocation.is_some() {
+                    self.between_commits().await?;
+                }
+                self.revoke(partitions, lost, release);
+            }
             Event::Consumed { partition, epoch, records, end } => {
                 if self.ledger.consume(&partition, epoch, records, end) {
                     self.count(&self.metrics.consumed, &partition, records);
@@ -229,35 +279,29 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
             Event::Judged(judged) => self.judged(judged),
             Event::EndOffsets(offsets) => self.end_offsets.extend(offsets),
             Event::IntakeTrouble(reasons) => self.intake_trouble = reasons,
-            Event::IntakeStopped => {
-                self.stopping = Some(Instant::now() + self.settings.drain_timeout);
-                self.seal_all();
-            }
+            Event::IntakeStopped => self.stopping = Some(Instant::now() + self.settings.drain_timeout),
             Event::Broken(reason) => return Err(self.broken(&reason)),
+        }
+        Ok(())
+    }
+
+    /// Waits for the commit under way, if any: partitions come and go only between two commits.
+    async fn between_commits(&mut self) -> Result<(), FlowError> {
+        if self.committer.in_flight.is_some() {
+            let answer = self.committer.finish().await;
+            self.conclude(answer)?;
         }
         Ok(())
     }
 
     /// Does everything that has become possible or due.
     fn advance(&mut self, now: Instant) {
-        let draining = self.revocation.is_some() || self.stopping.is_some();
-        let due = now - self.started;
-        for lane in &mut self.lanes {
-            if draining || lane.deadline().is_some_and(|deadline| deadline <= due) {
-                self.sealed.extend(lane.seal(|| BatchId((self.entropy)())).inspect(|sealed| {
-                    self.ledger.seal(sealed.batch.id, &sealed.batch.slices);
-                }));
-            }
-        }
-        while self.deliveries.len() < self.settings.concurrent_inserts
-            && let Some(sealed) = self.sealed.pop_front()
-        {
-            self.deliveries.spawn(self.inserter.clone().deliver(sealed));
-        }
+        self.seal_due(now);
         let expired = self.revocation.as_ref().is_some_and(|revocation| now >= revocation.deadline);
-        if !expired {
-            self.committer.begin(&mut self.ledger, now);
+        if !expired && self.committer.is_free(now) {
+            self.commit();
         }
+        self.start_deliveries();
         self.finish_revocation(now);
         if now >= self.status_due {
             self.publish_status();
@@ -266,99 +310,157 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
     }
 
     fn next_deadline(&self) -> Instant {
-        let lanes = self.lanes.iter().filter_map(Lane::deadline).map(|deadline| self.started + deadline);
+        let now = Instant::now();
+        let lanes = self.lanes.iter().filter(|lane| !self.is_held_up(lane)).filter_map(Lane::deadline);
         let others = [
-            self.committer.deadline().filter(|deadline| *deadline > Instant::now()),
-            self.revocation
-                .as_ref()
-                .map(|revocation| revocation.deadline)
-                .filter(|deadline| *deadline > Instant::now()),
+            self.committer.deadline().filter(|deadline| *deadline > now),
+            self.revocation.as_ref().map(|revocation| revocation.deadline).filter(|deadline| *deadline > now),
             self.stopping,
         ];
+        let lanes = lanes.map(|deadline| self.started + deadline);
         lanes.chain(others.into_iter().flatten()).fold(self.status_due, Instant::min)
     }
 
-    fn assign(&mut self, partitions: Vec<Assignment>) {
-        self.release();
-        let event = [&*self.settings.pipeline, "assigned"];
-        self.metrics.rebalances.with_label_values(&event).inc_by(partitions.len() as u64);
-        for Assignment { partition, epoch, position, .. } in partitions {
-            tracing::info!(position, topic = %partition.topic, partition = partition.partition, "partition assigned");
-            self.abandon(&partition);
-            self.ledger.assign(partition.clone(), epoch, position);
-            let PipelineMetrics { consumed, inserted, filtered, dead_lettered, abandoned, .. } =
-                &self.metrics;
-            // So that a rate begins at zero and not at the first record.
-            for counter in [consumed, inserted, filtered, dead_lettered, abandoned] {
-                self.count(counter, &partition, 0);
-            }
-            self.partitions.insert(partition.clone(), (epoch, Partition::default()));
-            for lane in &mut self.lanes {
-                lane.leave(&partition);
-            }
-            match self.lanes.iter_mut().find(|lane| lane.has_room()) {
-                Some(lane) => lane.join(partition),
-                None => {
-                    let mut lane = Lane::new(self.settings.batch);
-                    lane.join(partition);
-                    self.lanes.push(lane);
+    /// Whether a batch of the lane waits already: until that has a place, rows are better off in a
+    /// larger batch than in another one.
+    fn is_held_up(&self, lane: &Lane) -> bool {
+        let mut waiting = self.sealed.iter().chain(&self.ready);
+        waiting.any(|sealed| sealed.batch.slices.iter().any(|slice| lane.has(&slice.partition)))
+    }
+
+    fn seal_due(&mut self, now: Instant) {
+        let draining = self.revocation.is_some() || self.stopping.is_some();
+        let due = now - self.started;
+        for index in 0..self.lanes.len() {
+            let lane = &self.lanes[index];
+            let is_due = lane.deadline().is_some_and(|deadline| deadline <= due) && !self.is_held_up(lane);
+            if draining || is_due {
+                let entropy = self.entropy.clone();
+                if let Some(sealed) = self.lanes[index].seal(|| BatchId(entropy())) {
+                    self.enter(sealed);
                 }
             }
         }
     }
 
-    fn revoke(&mut self, partitions: Vec<(PartitionId, Epoch)>, lost: bool, release: SyncSender<()>) {
-        self.release();
-        let event = [&*self.settings.pipeline, if lost { "lost" } else { "revoked" }];
-        self.metrics.rebalances.with_label_values(&event).inc_by(partitions.len() as u64);
-        let wait = if lost { Duration::ZERO } else { self.settings.drain_timeout };
-        self.revocation = Some(Revocation { partitions, release, deadline: Instant::now() + wait });
-        self.seal_all();
-    }
-
-    fn finish_revocation(&mut self, now: Instant) {
-        let Some(revocation) = &self.revocation else { return };
-        let drained = revocation.partitions.iter().all(|(partition, epoch)| {
-            !self.ledger.owns(partition, *epoch) || self.ledger.is_drained(partition)
-        });
-        // A commit under way is waited for past the deadline too: one that reached the broker after
-        // the next owner's would move its offset back.
-        if self.committer.in_flight.is_some() || (!drained && now < revocation.deadline) {
-            return;
+    /// Takes in what a lane has sealed.
+    fn enter(&mut self, sealed: SealedBatch) {
+        let intent = self.intent_of(&sealed);
+        self.ledger.seal(sealed.batch.id, &sealed.batch.slices, intent);
+        match self.settings.delivery {
+            Delivery::AtLeastOnce => self.ready.push_back(sealed),
+            Delivery::ExactlyOnce => self.sealed.push_back(sealed),
         }
-        self.release();
     }
 
-    /// Lets the revoked partitions go, settled or not. Those that were assigned anew meanwhile stay.
-    fn release(&mut self) {
-        let Some(Revocation { partitions, release, .. }) = self.revocation.take() else { return };
-        for (partition, epoch) in partitions {
-            if !self.ledger.owns(&partition, epoch) {
-                continue;
-            }
-            let standing = self.abandon(&partition).unwrap_or_default();
-            tracing::info!(topic = %partition.topic, partition = partition.partition,
-                committed = standing.committed, unfinished = standing.in_flight(), "partition released");
-            self.partitions.remove(&partition);
-            self.end_offsets.remove(&partition);
-            for lane in &mut self.lanes {
-                lane.leave(&partition);
-            }
-            let number = partition.partition.to_string();
-            let labels = [&*self.settings.pipeline, &*partition.topic, &number];
-            // Gauges of a partition that is not ours would lie; an error says that there is none.
-            let _ = self.metrics.lag.remove_label_values(&labels);
-            let _ = self.metrics.in_flight.remove_label_values(&labels);
+    fn intent_of(&self, sealed: &SealedBatch) -> Option<Intent> {
+        if self.settings.delivery == Delivery::AtLeastOnce {
+            return None;
         }
-        // The intake may have given up waiting, and then nobody listens.
-        let _ = release.send(());
+        let chain: Arc<[Revision]> =
+            sealed.chain.chain.modules().iter().map(|module| module.revision).collect();
+        Some(Intent::of(&sealed.batch, chain).expect("a lane seals batches that intents can tell of"))
     }
 
-    /// Forgets a partition's assignment; what was on its way is read again by whoever has it next.
-    fn abandon(&mut self, partition: &PartitionId) -> Option<Standing> {
-        let standing = self.ledger.revoke(partition)?;
-        self.count(&self.metrics.abandoned, partition, standing.in_flight());
-        Some(standing)
+    /// Recoveries have places of their own: one that cannot go on holds up its partitions, not others.
+    fn start_deliveries(&mut self) {
+        let places = self.settings.concurrent_inserts;
+        let recoveries = self.delivering.values().filter(|delivering| delivering.is_recovery).count();
+        let free = places.saturating_sub(self.delivering.len() - recoveries).min(self.ready.len());
+        for sealed in self.ready.drain(..free) {
+            let id = sealed.batch.id;
+            let task = self.deliveries.spawn(self.inserter.clone().deliver(sealed, Origin::Sealed));
+            self.delivering.insert(id, Delivering { task, is_recovery: false });
+        }
+        let free = places.saturating_sub(recoveries).min(self.recoverable.len());
+        for intent in self.recoverable.drain(..free) {
+            let id = intent.id();
+            let (inserter, recovery) = (self.inserter.clone(), self.recovery.clone());
+            let task = self.deliveries.spawn(async move {
+                let (sealed, origin) = recovery.form(&intent).await;
+                inserter.deliver(sealed, origin).await
+            });
+            self.delivering.insert(id, Delivering { task, is_recovery: true });
+        }
+    }
+
+    fn delivered(&mut self, delivered: Delivered) {
+        let id = delivered.sealed.batch.id;
+        self.delivering.remove(&id);
+        if !self.ledger.knows(id) {
+            return; // Its partitions went; whoever has them recovers it.
+        }
+        for (partition, outcome) in &delivered.outcomes {
+            if let Some(consumed) = self.ledger.end(id, partition, outcome) {
+                self.count(&self.metrics.consumed, partition, consumed);
+            }
+        }
+        self.delivered.insert(id, delivered);
+    }
+
+    /// Begins a commit when there is something to settle or to intend.
+    fn commit(&mut self) {
+        let exactly_once = self.settings.delivery == Delivery::ExactlyOnce;
+        let letter_bytes = |batch: BatchId, partition: &PartitionId| {
+            let delivered = self.delivered.get(&batch).filter(|_| exactly_once);
+            delivered
+                .map_or(0, |delivered| delivered.letters_of(partition).iter().map(DeadLetter::bytes).sum())
+        };
+        let Some(plan) = self.ledger.plan(letter_bytes, COMMIT_LETTER_BYTES) else { return };
+        let mut letters: Vec<DeadLetter> = Vec::new();
+        for point in &plan.points {
+            for delivered in point.settles.iter().filter_map(|batch| self.delivered.get(batch)) {
+                letters.extend_from_slice(delivered.letters_of(&point.partition));
+            }
+        }
+        self.committer.begin(plan, letters);
+    }
+
+    /// A commit has ended.
+    fn conclude(&mut self, (plan, result): Answer) -> Result<(), FlowError> {
+        self.committer.heed(&result, Instant::now());
+        match result {
+            Ok(()) => {}
+            Err(CommitError::Broken(reason)) => return Err(self.broken(&reason)),
+            Err(CommitError::Refused(_)) => {
+                self.ledger.refused(&plan);
+                return Ok(());
+            }
+        }
+        for point in &plan.points {
+            for delivered in point.settles.iter().filter_map(|batch| self.delivered.get(batch)) {
+                for DeadLetter { rejection, .. } in delivered.letters_of(&point.partition) {
+                    let labels = [&*self.settings.pipeline, rejection.kind.as_str(), &*rejection.module];
+                    self.metrics.dead_letters.with_label_values(&labels).inc();
+                }
+            }
+        }
+        let committed = self.ledger.committed(&plan);
+        for (partition, outcome) in &committed.settled {
+            self.count(&self.metrics.inserted, partition, outcome.inserted);
+            self.count(&self.metrics.filtered, partition, outcome.filtered);
+            self.count(&self.metrics.dead_lettered, partition, outcome.dead_lettered);
+        }
+        for batch in committed.intended {
+            if let Some(place) = self.sealed.iter().position(|sealed| sealed.batch.id == batch) {
+                self.ready.extend(self.sealed.remove(place));
+            }
+        }
+        self.forget(&committed.done);
+        Ok(())
+    }
+
+    /// Lets go of batches that have nothing left here.
+    fn forget(&mut self, batches: &[BatchId]) {
+        for batch in batches {
+            self.delivered.remove(batch);
+            if let Some(delivering) = self.delivering.remove(batch) {
+                delivering.task.abort();
+            }
+        }
+        self.sealed.retain(|sealed| !batches.contains(&sealed.batch.id));
+        self.ready.retain(|sealed| !batches.contains(&sealed.batch.id));
+        self.recoverable.retain(|intent| !batches.contains(&intent.id()));
     }
 
     fn judged(&mut self, judged: Judged) {
@@ -370,37 +472,10 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
         let now = Instant::now() - self.started;
         for judged in reorder.reorder(judged) {
             let Some(lane) = self.lanes.iter_mut().find(|lane| lane.has(&partition)) else { return };
-            let sealed = lane.add(judged, now, || BatchId((self.entropy)()));
-            for sealed in sealed {
-                self.ledger.seal(sealed.batch.id, &sealed.batch.slices);
-                self.sealed.push_back(sealed);
+            for sealed in lane.add(judged, now, || BatchId((self.entropy)())) {
+                self.enter(sealed);
             }
         }
-    }
-
-    fn seal_all(&mut self) {
-        for lane in &mut self.lanes {
-            if let Some(sealed) = lane.seal(|| BatchId((self.entropy)())) {
-                self.ledger.seal(sealed.batch.id, &sealed.batch.slices);
-                self.sealed.push_back(sealed);
-            }
-        }
-    }
-
-    fn settle(&mut self, delivered: &Delivered) {
-        for (slice, outcome) in &delivered.outcomes {
-            if !self.ledger.settle(delivered.sealed.batch.id, slice, outcome) {
-                continue; // Counted as abandoned when its partition went.
-            }
-            self.count(&self.metrics.inserted, &slice.partition, outcome.inserted);
-            self.count(&self.metrics.filtered, &slice.partition, outcome.filtered);
-            self.count(&self.metrics.dead_lettered, &slice.partition, outcome.dead_lettered);
-        }
-    }
-
-    fn count(&self, counter: &prometheus::IntCounterVec, partition: &PartitionId, records: u64) {
-        let labels = [&*self.settings.pipeline, &*partition.topic, &partition.partition.to_string()];
-        counter.with_label_values(&labels).inc_by(records);
     }
 
     fn unfinished(&self) -> FlowError {
@@ -414,81 +489,5 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore> Flow<S, D, O> {
 
     fn broken(&self, reason: &str) -> FlowError {
         FlowError::Broken { pipeline: self.settings.pipeline.clone(), reason: reason.to_owned() }
-    }
-
-    /// Shows the modules of the chain in the metrics, and no longer those of the chain before.
-    fn show_revisions(&mut self, chain: &Arc<BoundChain>) {
-        if self.shown.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, chain)) {
-            return;
-        }
-        let labels = |module: &ModuleIdentity| {
-            let (stage, revision) = (module.stage.as_str().to_owned(), module.revision.to_string());
-            [self.settings.pipeline.to_string(), module.name.to_string(), stage, revision]
-        };
-        for module in self.shown.iter().flat_map(|shown| shown.chain.modules()) {
-            // An error says that the label set is gone already.
-            let _ =
-                self.metrics.revisions.remove_label_values(&labels(module).each_ref().map(String::as_str));
-        }
-        for module in chain.chain.modules() {
-            self.metrics.revisions.with_label_values(&labels(module)).set(1);
-        }
-        self.shown = Some(chain.clone());
-    }
-
-    fn publish_status(&mut self) {
-        let mut not_ready = self.trouble.list();
-        not_ready.extend(self.intake_trouble.iter().cloned());
-        if self.stopping.is_some() {
-            not_ready.push("shutting down".into());
-        }
-        let chain = self.chain.current();
-        let pipeline = &*self.settings.pipeline.clone();
-        self.metrics.ready.with_label_values(&[pipeline]).set(i64::from(not_ready.is_empty()));
-        self.metrics.in_flight_bytes.with_label_values(&[pipeline]).set(self.budget.held() as i64);
-        self.show_revisions(&chain);
-        let partitions = self.ledger.standings().map(|(id, standing)| self.partition_status(id, standing));
-        self.status.send_replace(PipelineStatus {
-            name: pipeline.to_owned(),
-            delivery: self.settings.delivery,
-            not_ready,
-            chain: chain.chain.revision().to_string(),
-            modules: chain
-                .chain
-                .modules()
-                .iter()
-                .map(|module| ModuleStatus {
-                    name: module.name.to_string(),
-                    stage: module.stage.as_str(),
-                    revision: module.revision.to_string(),
-                })
-                .collect(),
-            partitions: partitions.collect(),
-            in_flight_bytes: self.budget.held() as u64,
-            in_flight_limit_bytes: self.budget.limit() as u64,
-        });
-    }
-
-    fn partition_status(&self, id: &PartitionId, standing: &Standing) -> PartitionStatus {
-        let end = self.end_offsets.get(id);
-        let lag = end.zip(standing.position()).map(|(end, position)| (end - position).max(0));
-        let number = id.partition.to_string();
-        let labels = [&*self.settings.pipeline, &*id.topic, &number];
-        self.metrics.in_flight.with_label_values(&labels).set(standing.in_flight() as i64);
-        if let Some(lag) = lag {
-            self.metrics.lag.with_label_values(&labels).set(lag);
-        }
-        PartitionStatus {
-            topic: id.topic.to_string(),
-            partition: id.partition,
-            committed_offset: standing.position(),
-            next_offset: standing.next_offset,
-            lag,
-            consumed: standing.consumed,
-            inserted: standing.outcome.inserted,
-            filtered: standing.outcome.filtered,
-            dead_lettered: standing.outcome.dead_lettered,
-            in_flight: standing.in_flight(),
-        }
     }
 }

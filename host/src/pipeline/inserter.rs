@@ -1,26 +1,33 @@
-//! Inserter: brings one sealed batch to its end: rows into ClickHouse, rejections into the
-//! dead-letter topic, retrying for as long as it takes.
+//! Inserter: brings the rows of one sealed batch into ClickHouse, retrying for as long as it takes,
+//! and says where each of its records has ended.
 //!
-//! Invariant: [`Inserter::deliver`] returns only when every record of the batch is inserted,
-//! filtered or dead-lettered. An outage is waited out; only a record that ClickHouse refuses by
-//! itself becomes a dead letter (`kind=insert`).
+//! Invariants:
+//! - [`Inserter::deliver`] returns only when every record of the batch is inserted, filtered or to be
+//!   dead-lettered. At-least-once its dead letters are published by then; exactly-once they go into the
+//!   transaction that settles the batch.
+//! - Every attempt to insert the same rows has the same token, also in another process that recovers the
+//!   batch: pieces of a batch that ClickHouse refuses are cut, and named, by its slices alone.
+//! - An outage is waited out; only a record that ClickHouse refuses by itself becomes a dead letter
+//!   (`kind=insert`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use crate::domain::batch::{Batch, Selection};
-use crate::domain::ledger::{Outcome, Slice};
+use crate::domain::intent::IntentSlice;
+use crate::domain::ledger::{Delivery, Outcome, PartitionId};
 use crate::domain::retry::{RetryPolicy, Retryability};
 use crate::domain::verdict::{DeadLetter, Rejection, RejectionKind, Stage};
 
 use super::binding::TableBinding;
 use super::lane::SealedBatch;
 use super::metrics::PipelineMetrics;
-use super::ports::{DeadLetterSink, InsertRequest, Sink, Unpublished};
-use super::trouble::Trouble;
+use super::ports::{DeadLetterSink, InsertError, InsertRequest, Sink, Unpublished};
+use super::recovery::differences;
+use super::trouble::{Trouble, TroubleScope};
 
 /// Source of randomness: batch identities and jitter.
 pub type Entropy = Arc<dyn Fn() -> u128 + Send + Sync>;
@@ -30,19 +37,45 @@ pub(super) fn jitter(entropy: &Entropy) -> f64 {
     (entropy() as u32) as f64 / f64::from(u32::MAX)
 }
 
-/// A batch at its end.
+/// Where a batch comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Sealed by this process and never sent before.
+    Sealed,
+    /// Formed again as it was; it may have been sent before.
+    Recovered,
+    /// Formed again, but not as it was.
+    Different {
+        /// Why.
+        code: &'static str,
+        /// Records that are gone.
+        lost: Vec<IntentSlice>,
+    },
+}
+
+/// A batch whose rows are in ClickHouse.
 #[derive(Debug)]
 pub struct Delivered {
     /// What was delivered; its share of the byte budget is still held.
     pub sealed: SealedBatch,
-    /// How the records of each slice ended.
-    pub outcomes: Vec<(Slice, Outcome)>,
+    /// How the records of each partition ended.
+    pub outcomes: BTreeMap<PartitionId, Outcome>,
+    /// Dead letters of each partition that are not published yet.
+    pub letters: BTreeMap<PartitionId, Vec<DeadLetter>>,
+}
+
+impl Delivered {
+    /// Dead letters of one partition.
+    pub fn letters_of(&self, partition: &PartitionId) -> &[DeadLetter] {
+        self.letters.get(partition).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Inserter<S, D> {
     pub(super) pipeline: Arc<str>,
+    pub(super) delivery: Delivery,
     pub(super) sink: Arc<S>,
     pub(super) dead_letters: Arc<D>,
     pub(super) policy: RetryPolicy,
@@ -61,64 +94,95 @@ impl std::fmt::Debug for EntropySource {
     }
 }
 
+/// Why rows did not go in.
+struct RefusedRows {
+    reason: String,
+    /// Whether they may be there all the same, from an attempt that was not answered.
+    unsure: bool,
+}
+
 impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
-    /// Brings a batch to its end. Cancel-safe: a cancelled delivery leaves the offsets uncommitted.
+    /// Brings a batch to its end. Cancel-safe: a cancelled delivery leaves the batch pending.
     ///
     /// # Errors
     /// When it never can: the dead-letter producer is refused for good.
-    pub async fn deliver(self: Arc<Self>, sealed: SealedBatch) -> Result<Delivered, String> {
+    pub async fn deliver(self: Arc<Self>, sealed: SealedBatch, origin: Origin) -> Result<Delivered, String> {
         let started = Instant::now();
         let mut refused: Vec<DeadLetter> = Vec::new();
         // A record with rows in two tables is one dead letter, whichever table refused it.
         let mut known: HashSet<(usize, u32)> = HashSet::new();
         for (output, table) in sealed.chain.tables.iter().enumerate() {
-            let letters = self.insert(&sealed, output, table).await;
+            let letters = self.insert(&sealed, output, table, &origin).await;
             refused.extend(
                 letters
                     .into_iter()
                     .filter(|letter| known.insert((Arc::as_ptr(&letter.chunk).addr(), letter.index))),
             );
         }
-        let outcomes = sealed.batch.outcomes(&refused);
-        let mut letters = sealed.batch.rejected();
-        letters.append(&mut refused);
-        self.publish(letters).await?;
+        let (outcomes, mut letters) = match &origin {
+            Origin::Sealed | Origin::Recovered => {
+                let mut letters = sealed.batch.rejected();
+                let outcomes = sealed.batch.outcomes(&refused);
+                letters.append(&mut refused);
+                (outcomes, letters)
+            }
+            Origin::Different { code, lost } => {
+                let held = self.held(&sealed).await;
+                differences(&sealed.batch, &held, code, lost, &refused)
+            }
+        };
+        if self.delivery == Delivery::AtLeastOnce {
+            self.publish(std::mem::take(&mut letters)).await?;
+        }
         let pipeline = &*self.pipeline;
         self.metrics.batches.with_label_values(&[pipeline]).inc();
         self.metrics.batch_seconds.with_label_values(&[pipeline]).observe(started.elapsed().as_secs_f64());
-        Ok(Delivered { sealed, outcomes })
+        let mut of_partition: BTreeMap<PartitionId, Vec<DeadLetter>> = BTreeMap::new();
+        for letter in letters {
+            of_partition.entry(letter.partition()).or_default().push(letter);
+        }
+        Ok(Delivered { sealed, outcomes, letters: of_partition })
     }
 
     /// Inserts the rows of one output; returns the records that ClickHouse refused one by one.
-    async fn insert(&self, sealed: &SealedBatch, output: usize, table: &TableBinding) -> Vec<DeadLetter> {
+    async fn insert(
+        &self,
+        sealed: &SealedBatch,
+        output: usize,
+        table: &TableBinding,
+        origin: &Origin,
+    ) -> Vec<DeadLetter> {
         let batch = &sealed.batch;
         let revision = sealed.chain.chain.revision().to_string();
         let token = format!("sluice:{}:{}", self.pipeline, batch.id);
         let mut refused = Vec::new();
         let mut queue: Vec<(Selection, String)> = vec![(batch.all(), token)];
         while let Some((selection, token)) = queue.pop() {
-            let Err(reason) = self.send(batch, &selection, output, table, &revision, &token).await else {
+            let answer = self.send(batch, &selection, output, table, &revision, &token).await;
+            let Err(RefusedRows { reason, unsure }) = answer else { continue };
+            if (unsure || *origin != Origin::Sealed)
+                && table.can_be_asked()
+                && self.holds_all(batch, &selection, output, table).await
+            {
                 continue;
+            }
+            let rejection = Rejection {
+                stage: Stage::Insert,
+                module: table.table.clone(),
+                revision: None,
+                kind: RejectionKind::Insert,
+                code: "insert".into(),
+                field: None,
+                reason,
             };
-            if let Some((first, second)) = selection.halves() {
+            if let Some(letter) = batch.refused(&selection, output, &rejection) {
+                refused.push(letter);
+            } else if let Some((first, second)) = selection.halves() {
                 self.metrics.recuts.with_label_values(&[&self.pipeline]).inc();
-                tracing::warn!(table = %table.table, records = selection.records(), reason,
-                    "clickhouse refuses the rows of this batch for good; looking for the record at fault");
+                tracing::warn!(table = %table.table, token, reason = rejection.reason,
+                    "clickhouse refuses these rows for good; looking for the record at fault");
                 queue.push((second, format!("{token}.1")));
                 queue.push((first, format!("{token}.0")));
-            } else {
-                refused.push(batch.refused(
-                    &selection,
-                    Rejection {
-                        stage: Stage::Insert,
-                        module: table.table.clone(),
-                        revision: None,
-                        kind: RejectionKind::Insert,
-                        code: "insert".into(),
-                        field: None,
-                        reason,
-                    },
-                ));
             }
         }
         refused
@@ -133,7 +197,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         table: &TableBinding,
         revision: &str,
         token: &str,
-    ) -> Result<(), String> {
+    ) -> Result<(), RefusedRows> {
         let (body, rows) = batch.encode(selection, output, |buffer, chunk, offset| {
             table.append_provenance(buffer, chunk, offset, revision);
         });
@@ -147,23 +211,67 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
             body: body.into(),
             token: token.to_owned(),
         };
-        let about = format!("insert into {}", table.table);
+        let trouble = self.trouble.scope(format!("insert into {}", table.table));
+        let mut unsure = false;
         for attempt in 0.. {
             match self.sink.insert(request.clone()).await {
                 Ok(()) => break,
-                Err(error) if error.retryability == Retryability::Permanent => {
-                    self.trouble.clear(&about);
-                    return Err(error.message);
+                Err(InsertError { retryability: Retryability::Permanent, message, .. }) => {
+                    return Err(RefusedRows { reason: message, unsure });
                 }
-                Err(error) => self.wait(&about, "insert", attempt, &error.message).await,
+                Err(error) => {
+                    unsure |= error.code.is_none();
+                    self.wait(&trouble, "insert", attempt, &error.message).await;
+                }
             }
         }
-        self.trouble.clear(&about);
         Ok(())
     }
 
+    /// Whether the table holds a row of every selected record that has one.
+    async fn holds_all(
+        &self,
+        batch: &Batch,
+        selection: &Selection,
+        output: usize,
+        table: &TableBinding,
+    ) -> bool {
+        for (slice, mapped) in batch.mapped(selection, output) {
+            let held: BTreeSet<i64> = self.ask(table, &slice).await.into_iter().collect();
+            if !mapped.iter().all(|offset| held.contains(offset)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Offsets of the batch of which any of its tables holds a row.
+    async fn held(&self, sealed: &SealedBatch) -> BTreeMap<PartitionId, BTreeSet<i64>> {
+        let mut held: BTreeMap<PartitionId, BTreeSet<i64>> = BTreeMap::new();
+        for table in &sealed.chain.tables {
+            for slice in &sealed.batch.slices {
+                let partition = slice.partition.clone();
+                let asked = IntentSlice { partition: partition.clone(), start: slice.start, end: slice.end };
+                held.entry(partition).or_default().extend(self.ask(table, &asked).await);
+            }
+        }
+        held
+    }
+
+    async fn ask(&self, table: &TableBinding, slice: &IntentSlice) -> Vec<i64> {
+        let trouble = self.trouble.scope(format!("ask {} what it holds", table.table));
+        for attempt in 0.. {
+            match self.sink.held(table, slice).await {
+                Ok(offsets) => return offsets,
+                // A question that is refused for good may be allowed once somebody has looked.
+                Err(error) => self.wait(&trouble, "ask", attempt, &error.message).await,
+            }
+        }
+        unreachable!("the attempts have no end")
+    }
+
     async fn publish(&self, mut letters: Vec<DeadLetter>) -> Result<(), String> {
-        let about = "publish dead letters";
+        let trouble = self.trouble.scope("publish dead letters");
         let mut attempt = 0;
         while !letters.is_empty() {
             let answer = self.dead_letters.publish(&letters).await;
@@ -184,19 +292,18 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
                 if error.retryability == Retryability::Permanent {
                     return Err(error.message);
                 }
-                self.wait(about, "dead_letter", attempt, &error.message).await;
+                self.wait(&trouble, "dead_letter", attempt, &error.message).await;
                 attempt = attempt.saturating_add(1);
             }
         }
-        self.trouble.clear(about);
         Ok(())
     }
 
-    async fn wait(&self, about: &str, operation: &str, attempt: u32, reason: &str) {
-        self.trouble.report(about, reason);
+    async fn wait(&self, trouble: &TroubleScope, operation: &str, attempt: u32, reason: &str) {
+        trouble.report(reason);
         self.metrics.retries.with_label_values(&[&*self.pipeline, operation]).inc();
         let wait: Duration = self.policy.wait(attempt, jitter(&self.entropy.0));
-        tracing::debug!(about, reason, attempt, ?wait, "trying again");
+        tracing::debug!(operation, reason, attempt, ?wait, "trying again");
         sleep(wait).await;
     }
 }

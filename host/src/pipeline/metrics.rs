@@ -27,12 +27,14 @@ pub struct PipelineMetrics {
     pub dead_letters: IntCounterVec,
     /// Bytes of the in-flight budget that are taken.
     pub in_flight_bytes: IntGaugeVec,
-    /// Batches settled.
+    /// Batches inserted.
     pub batches: IntCounterVec,
-    /// Seconds from sealing a batch to its settlement.
+    /// Seconds that inserting a batch takes.
     pub batch_seconds: HistogramVec,
     /// Batches cut in two because ClickHouse refused them.
     pub recuts: IntCounterVec,
+    /// Pending batches formed again, by whether they came out the same.
+    pub recoveries: IntCounterVec,
     /// Repeated attempts, by operation.
     pub retries: IntCounterVec,
     /// Rebalances, by what happened.
@@ -59,7 +61,7 @@ impl PipelineMetrics {
         };
         let seconds = HistogramOpts::new(
             "sluice_batch_seconds",
-            "Time from sealing a batch to its settlement, retries included",
+            "Time from sending a batch to ClickHouse's last answer, retries included",
         )
         .buckets(exponential_buckets(0.005, 2.5, 12)?);
         Ok(Self {
@@ -100,16 +102,21 @@ impl PipelineMetrics {
                 "Bytes held between intake and settlement",
                 &["pipeline"],
             )?,
-            batches: counter("sluice_batches_total", "Batches settled", &["pipeline"])?,
+            batches: counter("sluice_batches_total", "Batches inserted", &["pipeline"])?,
             batch_seconds: register(registry, HistogramVec::new(seconds, &["pipeline"])?)?,
             recuts: counter(
                 "sluice_recuts_total",
                 "Batches cut in two because ClickHouse refused their rows",
                 &["pipeline"],
             )?,
+            recoveries: counter(
+                "sluice_recoveries_total",
+                "Batches left pending by an earlier owner that were formed again: the same, or different",
+                &["pipeline", "result"],
+            )?,
             retries: counter(
                 "sluice_retries_total",
-                "Repeated attempts: insert, dead_letter or commit",
+                "Repeated attempts: insert, ask, dead_letter, recover or commit",
                 &["pipeline", "operation"],
             )?,
             rebalances: counter(
@@ -131,8 +138,11 @@ impl PipelineMetrics {
     pub fn begin(&self, pipeline: &str) {
         self.batches.with_label_values(&[pipeline]);
         self.recuts.with_label_values(&[pipeline]);
-        for operation in ["insert", "dead_letter", "commit"] {
+        for operation in ["insert", "ask", "dead_letter", "recover", "commit"] {
             self.retries.with_label_values(&[pipeline, operation]);
+        }
+        for result in ["same", "different"] {
+            self.recoveries.with_label_values(&[pipeline, result]);
         }
         for event in ["assigned", "revoked", "lost"] {
             self.rebalances.with_label_values(&[pipeline, event]);

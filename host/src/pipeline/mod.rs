@@ -13,6 +13,7 @@ pub mod lane;
 pub mod metrics;
 pub mod partition;
 pub mod ports;
+pub mod recovery;
 pub mod status;
 pub mod trouble;
 pub mod workers;

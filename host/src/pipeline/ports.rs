@@ -186,4 +186,11 @@ pub trait Archive: Send + Sync + 'static {
         &self,
         revisions: &[Revision],
     ) -> impl Future<Output = Result<Option<Arc<BoundChain>>, String>> + Send;
+    /// Runs a chunk through such a chain once more ([`ChainRunner::run_again`]), off the runtime's threads.
+    fn judge(
+        &self,
+        chain: &Arc<BoundChain>,
+        chunk: Arc<Chunk>,
+        forced: Vec<Forced>,
+    ) -> impl Future<Output = Result<ChunkVerdicts, String>> + Send;
 }

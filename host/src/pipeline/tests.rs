@@ -1,6 +1,7 @@
 //! The flow over fakes, with paused time: nothing here waits for real.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use tokio::time::sleep;
 
 use crate::domain::batch::BatchLimits;
 use crate::domain::chunk::{Chunk, ChunkBuilder};
-use crate::domain::ledger::{Epoch, PartitionId};
+use crate::domain::intent::{IntentSlice, PendingBatches};
+use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::domain::provenance::Provenance;
 use crate::domain::retry::{RetryPolicy, Retryability};
 use crate::domain::row::Output;
@@ -25,21 +27,21 @@ use super::event::{Assignment, Event, Judged, Taken};
 use super::flow::{Collaborators, Flow, FlowError, FlowSettings};
 use super::metrics::PipelineMetrics;
 use super::ports::{
-    Chain, ChainRunner, CommitPoint, DeadLetterSink, InsertError, InsertRequest, KafkaError, ModuleIdentity,
-    OffsetStore, Sink, Unpublished,
+    Archive, Chain, ChainRunner, Commit, CommitError, CommitPoint, DeadLetterSink, Forced, InsertError,
+    InsertRequest, KafkaError, ModuleIdentity, OffsetStore, Reread, Sink, Unpublished,
 };
 use super::status::PipelineStatus;
 use super::trouble::Trouble;
 
 /// Judges by the payload: `f` is filtered, `x` rejected, anything else is its own row.
-struct FakeChain(u8);
+struct FakeChain(u8, [ModuleIdentity; 1]);
 
 impl Chain for FakeChain {
     fn revision(&self) -> Revision {
         Revision([self.0; 32])
     }
     fn modules(&self) -> &[ModuleIdentity] {
-        &[]
+        &self.1
     }
     fn outputs(&self) -> &[Output] {
         &[]
@@ -52,6 +54,9 @@ impl Chain for FakeChain {
 struct FakeRunner(Revision);
 
 impl ChainRunner for FakeRunner {
+    fn run_again(&mut self, chunk: &Chunk, _: &[Forced]) -> ChunkVerdicts {
+        self.run(chunk)
+    }
     fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts {
         let mut rows = OutputRows::default();
         let mut rejections = Vec::new();
@@ -95,6 +100,8 @@ struct World {
     commits: Mutex<Vec<CommitPoint>>,
     commit_failures: Mutex<u32>,
     commit_time: Mutex<Duration>,
+    /// Payloads of each partition from offset 0, to be read again.
+    log: Mutex<BTreeMap<i32, Vec<u8>>>,
 }
 
 impl World {
@@ -123,9 +130,50 @@ impl Sink for World {
         if self.refused_byte.lock().unwrap().is_some_and(|byte| request.body.contains(&byte)) {
             return refuse(Retryability::Permanent, "cannot parse");
         }
-        self.inserts.lock().unwrap().push(request);
+        let mut inserts = self.inserts.lock().unwrap();
+        let is_known = |token: &str| inserts.iter().any(|insert| insert.token == token);
+        if !is_known(&request.token) {
+            inserts.push(request);
+        }
         Ok(())
     }
+    async fn held(&self, _: &TableBinding, _: &IntentSlice) -> Result<Vec<i64>, InsertError> {
+        Err(InsertError { retryability: Retryability::Retry, code: None, message: "cannot be asked".into() })
+    }
+}
+
+impl Archive for World {
+    async fn records(&self, slices: &[IntentSlice]) -> Result<Reread, KafkaError> {
+        let log = self.log.lock().unwrap();
+        let chunks = slices.iter().map(|slice| {
+            let payloads = &log[&slice.partition.partition];
+            chunk_of(
+                slice.partition.partition,
+                slice.start,
+                &payloads[slice.start as usize..slice.end as usize],
+            )
+        });
+        Ok(Reread { chunks: chunks.map(Arc::new).collect(), lost: vec![] })
+    }
+    async fn chain(&self, revisions: &[Revision]) -> Result<Option<Arc<BoundChain>>, String> {
+        Ok(Some(bound(revisions[0].0[0])))
+    }
+    async fn judge(
+        &self,
+        chain: &Arc<BoundChain>,
+        chunk: Arc<Chunk>,
+        forced: Vec<Forced>,
+    ) -> Result<ChunkVerdicts, String> {
+        Ok(chain.chain.runner().run_again(&chunk, &forced))
+    }
+}
+
+fn chunk_of(number: i32, offset: i64, payloads: &[u8]) -> Chunk {
+    let mut builder = ChunkBuilder::new("topic".into(), number, offset);
+    for (index, payload) in payloads.iter().enumerate() {
+        builder.push(offset + index as i64, 0, None, Some(&[*payload]), []);
+    }
+    builder.build()
 }
 
 impl DeadLetterSink for World {
@@ -145,18 +193,22 @@ impl DeadLetterSink for World {
 }
 
 impl OffsetStore for World {
-    async fn commit(&self, points: Vec<CommitPoint>) -> Result<(), KafkaError> {
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
         let time = *self.commit_time.lock().unwrap();
         sleep(time.max(Duration::from_millis(5))).await;
         let mut failures = self.commit_failures.lock().unwrap();
         if *failures > 0 {
             *failures -= 1;
-            return Err(KafkaError { retryability: Retryability::Retry, message: "rebalancing".into() });
+            return Err(CommitError::Refused("rebalancing".into()));
         }
-        self.commits.lock().unwrap().extend(points);
+        self.commits.lock().unwrap().extend(commit.points);
+        self.letters.lock().unwrap().extend(commit.letters);
         Ok(())
     }
 }
+
+/// Numbers that were drawn, by any harness: identities of batches are unlike each other everywhere.
+static DRAWN: AtomicU64 = AtomicU64::new(1);
 
 struct Harness {
     world: Arc<World>,
@@ -178,20 +230,25 @@ fn bound(revision: u8) -> Arc<BoundChain> {
         columns: Arc::from(["value".to_owned()]),
         provenance: Provenance::default(),
     };
-    Arc::new(BoundChain { chain: Arc::new(FakeChain(revision)), tables: vec![table] })
+    let module =
+        ModuleIdentity { name: "rows".into(), stage: Stage::Map, revision: Revision([revision; 32]) };
+    Arc::new(BoundChain { chain: Arc::new(FakeChain(revision, [module])), tables: vec![table] })
 }
 
 impl Harness {
     fn start(batch: BatchLimits) -> Self {
+        Self::deliver(Delivery::AtLeastOnce, batch)
+    }
+
+    fn deliver(delivery: Delivery, batch: BatchLimits) -> Self {
         let world = Arc::new(World::default());
         let budget = Budget::new(1 << 20);
         let chain = ChainSlot::new(bound(1));
         let (status_sender, status) = watch::channel(PipelineStatus::default());
-        let counter = Mutex::new(0u128);
         let flow = Flow::new(
             FlowSettings {
                 pipeline: "test".into(),
-                delivery: "at-least-once",
+                delivery,
                 batch,
                 concurrent_inserts: 2,
                 drain_timeout: Duration::from_secs(30),
@@ -201,15 +258,12 @@ impl Harness {
                 sink: world.clone(),
                 dead_letters: world.clone(),
                 offsets: world.clone(),
+                archive: world.clone(),
                 chain: chain.clone(),
                 budget: budget.clone(),
                 trouble: Trouble::default(),
                 metrics: PipelineMetrics::register(&prometheus::Registry::new()).unwrap(),
-                entropy: Arc::new(move || {
-                    let mut counter = counter.lock().unwrap();
-                    *counter += 1;
-                    *counter
-                }),
+                entropy: Arc::new(|| u128::from(DRAWN.fetch_add(1, Ordering::Relaxed))),
                 status: status_sender,
             },
         );
@@ -223,17 +277,17 @@ impl Harness {
     }
 
     async fn assign(&self, number: i32, epoch: Epoch) {
-        self.send(Event::Assigned(vec![Assignment { partition: partition(number), epoch, position: None }]))
-            .await;
+        self.assign_at(number, epoch, None, PendingBatches::default()).await;
+    }
+
+    async fn assign_at(&self, number: i32, epoch: Epoch, position: Option<i64>, pending: PendingBatches) {
+        let partition = partition(number);
+        self.send(Event::Assigned(vec![Assignment { partition, epoch, position, pending }])).await;
     }
 
     /// Announces a chunk of one-byte payloads and returns it judged, not sent yet.
     async fn take(&mut self, number: i32, epoch: Epoch, offset: i64, payloads: &[u8]) -> Judged {
-        let mut builder = ChunkBuilder::new("topic".into(), number, offset);
-        for (index, payload) in payloads.iter().enumerate() {
-            builder.push(offset + index as i64, 0, None, Some(&[*payload]), []);
-        }
-        let chunk = Arc::new(builder.build());
+        let chunk = Arc::new(chunk_of(number, offset, payloads));
         let (records, end) = (chunk.len() as u64, chunk.end_offset());
         self.send(Event::Consumed { partition: partition(number), epoch, records, end }).await;
         let sequence = self.sequences.entry((number, epoch)).or_default();
@@ -496,4 +550,106 @@ async fn a_batch_is_of_one_chain() {
     assert_eq!(harness.world.rows(), b"a");
     assert_eq!(harness.status.borrow().chain, Revision([2; 32]).to_string());
     harness.finish().await.1.unwrap();
+}
+
+fn exactly_once() -> Harness {
+    Harness::deliver(
+        Delivery::ExactlyOnce,
+        BatchLimits { linger: Duration::from_millis(100), ..BatchLimits::default() },
+    )
+}
+
+/// Batches that the metadata of a partition lists after its last commit.
+fn pending(world: &World, number: i32) -> PendingBatches {
+    let commits = world.commits.lock().unwrap();
+    let last = commits.iter().rev().find(|point| point.partition == number);
+    last.and_then(|point| PendingBatches::decode(&point.metadata).unwrap()).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn exactly_once_nothing_is_sent_before_its_intent_stands_everywhere() {
+    let mut harness = exactly_once();
+    *harness.world.commit_failures.lock().unwrap() = 3;
+    harness.assign_at(0, 1, Some(0), PendingBatches::default()).await;
+    harness.assign_at(1, 2, Some(0), PendingBatches::default()).await;
+    harness.feed(0, 1, 0, b"axb").await;
+    harness.feed(1, 2, 0, b"xc").await;
+    while harness.world.commits.lock().unwrap().is_empty() {
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(harness.world.rows(), b"");
+    }
+    let (first, second) = (pending(&harness.world, 0), pending(&harness.world, 1));
+    assert_eq!((first.intents().len(), &first), (1, &second));
+    assert_eq!((harness.world.committed(0), harness.world.letters.lock().unwrap().len()), (Some(0), 0));
+    let token = format!("sluice:test:{}", first.intents()[0].id());
+    let (world, result) = harness.finish().await;
+    result.unwrap();
+    assert_eq!((world.rows(), &world.inserts.lock().unwrap()[0].token), (b"abc".to_vec(), &token));
+    // The dead letters came with the commit that passed their records.
+    assert_eq!(world.letters.lock().unwrap().len(), 2);
+    assert_eq!((world.committed(0), world.committed(1)), (Some(3), Some(2)));
+    assert_eq!(pending(&world, 0), PendingBatches::default());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_pending_is_formed_again_and_settled_where_it_is_listed() {
+    let mut harness = exactly_once();
+    harness.world.insert_answers.lock().unwrap().extend([Retryability::Retry; 1000]);
+    harness.assign_at(0, 1, Some(0), PendingBatches::default()).await;
+    harness.assign_at(1, 2, Some(0), PendingBatches::default()).await;
+    harness.feed(0, 1, 0, b"axb").await;
+    harness.feed(1, 2, 0, b"xc").await;
+    sleep(seconds(2)).await;
+    let left = pending(&harness.world, 1);
+    assert_eq!(left.intents().len(), 1);
+    harness.flow.abort();
+
+    // The next owner has one of the partitions, and consumes behind what is pending.
+    let mut next = exactly_once();
+    next.world.log.lock().unwrap().extend([(0, b"axb".to_vec()), (1, b"xcd".to_vec())]);
+    next.assign_at(1, 1, Some(0), left.clone()).await;
+    next.feed(1, 1, 2, b"d").await;
+    sleep(seconds(2)).await;
+    let status = next.status.borrow().clone();
+    let partition = &status.partitions[0];
+    assert_eq!((partition.consumed, partition.inserted, partition.dead_lettered), (3, 2, 1));
+    let (world, result) = next.finish().await;
+    result.unwrap();
+    assert_eq!((world.rows(), world.committed(1), world.committed(0)), (b"abcd".to_vec(), Some(3), None));
+    let letters = world.letters.lock().unwrap();
+    assert_eq!(letters.iter().map(|letter| letter.chunk.partition).collect::<Vec<_>>(), [1]);
+    assert_eq!(world.inserts.lock().unwrap()[0].token, format!("sluice:test:{}", left.intents()[0].id()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_without_intent_is_sealed_anew_without_the_partition_that_went() {
+    let mut harness = exactly_once();
+    *harness.world.commit_failures.lock().unwrap() = 6;
+    harness.assign_at(0, 1, Some(0), PendingBatches::default()).await;
+    harness.assign_at(1, 2, Some(0), PendingBatches::default()).await;
+    harness.feed(0, 1, 0, b"ab").await;
+    harness.feed(1, 2, 0, b"cd").await;
+    sleep(Duration::from_millis(150)).await;
+    let released = harness.revoke(0, 1, true).await;
+    sleep(seconds(1)).await;
+    released.try_recv().unwrap();
+    let (world, result) = harness.finish().await;
+    result.unwrap();
+    assert_eq!((world.rows(), world.committed(0), world.committed(1)), (b"cd".to_vec(), None, Some(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pieces_of_a_refused_batch_are_named_by_it() {
+    let mut harness = exactly_once();
+    *harness.world.refused_byte.lock().unwrap() = Some(b'q');
+    harness.assign_at(0, 1, Some(0), PendingBatches::default()).await;
+    harness.feed(0, 1, 0, b"abqd").await;
+    sleep(Duration::from_millis(120)).await;
+    let token = format!("sluice:test:{}", pending(&harness.world, 0).intents()[0].id());
+    let (world, result) = harness.finish().await;
+    result.unwrap();
+    let tokens: Vec<_> = world.inserts.lock().unwrap().iter().map(|insert| insert.token.clone()).collect();
+    assert_eq!(tokens, [format!("{token}.0"), format!("{token}.1.1")]);
+    assert_eq!((world.rows(), world.letters.lock().unwrap().len()), (b"abd".to_vec(), 1));
+    assert_eq!(world.committed(0), Some(4));
 }

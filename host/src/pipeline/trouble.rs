@@ -7,7 +7,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Debug, Default)]
 pub struct Trouble(Arc<Mutex<BTreeMap<String, String>>>);
 
+/// Trouble of one undertaking; cleared when this is dropped.
+#[derive(Debug)]
+pub struct TroubleScope {
+    trouble: Trouble,
+    about: String,
+}
+
+impl TroubleScope {
+    /// Reports that the undertaking is in trouble.
+    pub fn report(&self, reason: &str) {
+        self.trouble.report(&self.about, reason);
+    }
+}
+
+impl Drop for TroubleScope {
+    fn drop(&mut self) {
+        self.trouble.clear(&self.about);
+    }
+}
+
 impl Trouble {
+    /// For the trouble that an undertaking may have until it is over or given up.
+    pub fn scope(&self, about: impl Into<String>) -> TroubleScope {
+        TroubleScope { trouble: self.clone(), about: about.into() }
+    }
+
     /// Reports that `about` is in trouble. Logs when the reason is new.
     pub fn report(&self, about: &str, reason: &str) {
         let before = self.reasons().insert(about.to_owned(), reason.to_owned());

@@ -6,8 +6,8 @@
 //!
 //! Pure: no wasmtime in here but the generated types, so every lie is tested without a guest.
 
-use crate::domain::row::Output;
 use crate::domain::intent::ForcedKind;
+use crate::domain::row::Output;
 use crate::domain::verdict::{OutputRows, RejectionKind};
 
 use super::bindings::types;

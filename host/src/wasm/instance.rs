@@ -10,7 +10,7 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 use crate::domain::chunk::Chunk;
 use crate::domain::verdict::RejectionKind;
 
-use super::answer::{OUT_OF_MEMORY, TIMEOUT, Answer, Fault, Refusal, check_mapped, check_rejections};
+use super::answer::{Answer, Fault, OUT_OF_MEMORY, Refusal, TIMEOUT, check_mapped, check_rejections};
 use super::bindings::{mapper, types, validator};
 use super::engine::{WasmEngine, ticks};
 use super::limits::{InstanceLimiter, Limits, Refused};

@@ -200,7 +200,7 @@ impl Module {
             })?;
         let outputs = match stage {
             Stage::Map => outputs(declared).map_err(ModuleFault::Outputs)?,
-            Stage::Validate | Stage::Insert => Vec::new(),
+            Stage::Validate | Stage::Insert | Stage::Recover => Vec::new(),
         };
         let identity = ModuleIdentity { name: Arc::from(name), stage, revision };
         Ok(Self { identity, bytes, settings, limits: limits.clone(), program, outputs })

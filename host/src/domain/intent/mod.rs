@@ -58,7 +58,8 @@ impl ForcedKind {
             | RejectionKind::Malformed
             | RejectionKind::Trap
             | RejectionKind::BadRow
-            | RejectionKind::Insert => None,
+            | RejectionKind::Insert
+            | RejectionKind::Unrecovered => None,
         }
     }
 
@@ -318,7 +319,7 @@ fn module_of(rejection: &Rejection, chain: &[Revision]) -> Option<usize> {
     match rejection.stage {
         Stage::Validate => validators.iter().position(|revision| Some(*revision) == rejection.revision),
         Stage::Map => (Some(*mapper) == rejection.revision).then_some(validators.len()),
-        Stage::Insert => None,
+        Stage::Insert | Stage::Recover => None,
     }
 }
 
