@@ -266,7 +266,7 @@ async fn bind(
         let table = pipeline.table(&output.name);
         let bound = retry("clickhouse", readiness, async || match sink.bind(table, output).await {
             Ok(bound) => Ok(bound),
-            Err(SchemaError::Server { error, .. }) if error.trouble.retryability() == Retryability::Retry => {
+            Err(SchemaError::Server { error, .. }) if error.kind.retryability() == Retryability::Retry => {
                 Err(Again(error.to_string()))
             }
             Err(error) => Err(Never(anyhow::Error::new(error).context(format!(

@@ -19,7 +19,7 @@ use clickhouse::{Client, Row};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::exception::{ServerError, Trouble};
+use super::exception::{ErrorKind, ServerError};
 use super::settings::ClickHouseSettings;
 use super::table_name::Quoted;
 use crate::domain::retry::Retryability;
@@ -128,9 +128,9 @@ impl MigrationError {
     /// Whether waiting may help: only where ClickHouse could not be reached or had trouble of its own.
     pub fn retryability(&self) -> Retryability {
         match self {
-            Self::Server { error, .. } => error.trouble.retryability(),
+            Self::Server { error, .. } => error.kind.retryability(),
             // A mistake in a file stays one; only a server that went away meanwhile comes back.
-            Self::Statement { error, .. } if error.trouble == Trouble::Server => Retryability::Retry,
+            Self::Statement { error, .. } if error.kind == ErrorKind::Server => Retryability::Retry,
             Self::LockLost => Retryability::Retry,
             _ => Retryability::Permanent,
         }
@@ -442,13 +442,13 @@ mod tests {
 
     #[test]
     fn only_the_servers_trouble_is_waited_out() {
-        let failed = |trouble| {
-            let error = ServerError { trouble, code: None, message: "no".into() };
+        let failed = |kind| {
+            let error = ServerError { kind, code: None, message: "no".into() };
             MigrationError::Statement { file: "0001_a.sql".into(), line: 1, error }.retryability()
         };
-        assert_eq!(failed(Trouble::Server), Retryability::Retry);
-        for trouble in [Trouble::Schema, Trouble::Data, Trouble::Unknown, Trouble::Access] {
-            assert_eq!(failed(trouble), Retryability::Permanent, "{trouble:?}");
+        assert_eq!(failed(ErrorKind::Server), Retryability::Retry);
+        for kind in [ErrorKind::Schema, ErrorKind::Data, ErrorKind::Unknown, ErrorKind::Access] {
+            assert_eq!(failed(kind), Retryability::Permanent, "{kind:?}");
         }
         assert_eq!(MigrationError::LockLost.retryability(), Retryability::Retry);
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use clickhouse::Client;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
-use super::exception::{ServerError, Trouble};
+use super::exception::{ErrorKind, ServerError};
 use super::schema::{BoundTable, SchemaError, TableSchema};
 use super::settings::ClickHouseSettings;
 use super::table_name::{Quoted, TableName};
@@ -213,7 +213,7 @@ impl Sink for ClickHouseSink {
 
 fn table_name(table: &str) -> Result<TableName, ServerError> {
     table.parse().map_err(|error| ServerError {
-        trouble: Trouble::Schema,
+        kind: ErrorKind::Schema,
         code: None,
         message: format!("{error}"),
     })
