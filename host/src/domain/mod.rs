@@ -8,6 +8,7 @@ pub mod chunk;
 pub mod column_type;
 pub mod intent;
 pub mod ledger;
+pub mod module;
 pub mod provenance;
 pub mod retry;
 pub mod row;

@@ -18,6 +18,10 @@ pub(super) const POOL_MEMORY_BYTES: usize = 1 << 32;
 pub(super) const MEMORIES: usize = 4;
 /// Tables of one component.
 pub(super) const TABLES: usize = 32;
+/// Largest module file that may be allowed.
+const LARGEST_FILE: usize = 1 << 30;
+/// Longest time that a call may be allowed.
+const LONGEST_CALL_TIMEOUT: Duration = Duration::from_secs(600);
 /// A chunk's rows keep 32-bit ends even where each record gives as much as it may.
 const LARGEST_OUTPUT_PER_RECORD: usize = (u32::MAX as usize) / crate::domain::chunk::MAXIMUM_RECORDS;
 
@@ -65,7 +69,7 @@ impl Limits {
             }
         };
         within("memory_bytes", self.memory_bytes as u64, 1 << 16, POOL_MEMORY_BYTES as u64);
-        within("file_bytes", self.file_bytes as u64, 1, 1 << 30);
+        within("file_bytes", self.file_bytes as u64, 1, LARGEST_FILE as u64);
         within(
             "output_bytes_per_record",
             self.output_bytes_per_record as u64,
@@ -75,10 +79,30 @@ impl Limits {
         within("rows_per_record", u64::from(self.rows_per_record), 1, 1_000_000);
         within("table_elements", self.table_elements as u64, 1, POOL_TABLE_ELEMENTS as u64);
         within("instances", self.instances as u64, 1, 1000);
-        if !(TICK * 2..=Duration::from_secs(600)).contains(&self.call_timeout) {
+        if !(TICK * 2..=LONGEST_CALL_TIMEOUT).contains(&self.call_timeout) {
             problems.push(format!("call_timeout is {:?}; set it to 10ms to 600s", self.call_timeout));
         }
         problems
+    }
+
+    /// The limits under which records are judged a second time: ten times the time, so that a slower
+    /// machine does not refuse what the first run took, and no limit on the file, which was within it
+    /// when it was archived. Everything else as it is, for it has a say in the verdicts.
+    pub fn for_recovery(&self) -> Self {
+        Self {
+            call_timeout: self.call_timeout.saturating_mul(10).min(LONGEST_CALL_TIMEOUT),
+            file_bytes: LARGEST_FILE,
+            ..self.clone()
+        }
+    }
+
+    /// Whether a module that passed its trial within these passes it within `other`.
+    pub(super) fn at_most(&self, other: &Self) -> bool {
+        self.memory_bytes <= other.memory_bytes
+            && self.call_timeout <= other.call_timeout
+            && self.file_bytes <= other.file_bytes
+            && self.table_elements <= other.table_elements
+            && self.instances <= other.instances
     }
 
     /// Bytes that one answer may make the host allocate. Lists may overlap in the guest's memory, so
@@ -244,6 +268,18 @@ mod tests {
         assert!(limiter.table_growing(0, 10, None).unwrap());
         assert!(!limiter.table_growing(10, 11, None).unwrap());
         assert_eq!(limiter.refused(), Some(Refused::Table(11)));
+    }
+
+    #[test]
+    fn recovery_has_more_time_and_nothing_else_that_a_verdict_depends_on() {
+        let limits = Limits { call_timeout: Duration::from_millis(30), file_bytes: 7, ..Limits::default() };
+        let longer = limits.for_recovery();
+        assert_eq!(longer.call_timeout, Duration::from_millis(300));
+        let same = Limits { call_timeout: limits.call_timeout, file_bytes: 7, ..longer.clone() };
+        assert_eq!(same, limits);
+        assert!(limits.at_most(&longer) && !longer.at_most(&limits));
+        let longest = Limits { call_timeout: LONGEST_CALL_TIMEOUT, ..Limits::default() }.for_recovery();
+        assert_eq!(longest.problems(), Vec::<String>::new());
     }
 
     #[test]

@@ -27,5 +27,5 @@ pub use chain::WasmChain;
 pub use engine::{EngineError, TICK, WasmEngine};
 pub use limits::Limits;
 pub use metrics::WasmMetrics;
-pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings, revision};
+pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};
 pub use registry::{ChainSettings, LoadError, LoadProblem, ModuleRegistry};

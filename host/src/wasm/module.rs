@@ -8,13 +8,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
 use wit_component::ComponentEncoder;
 
+use crate::domain::module::module_revision;
 use crate::domain::row::{ColumnDefinition, ColumnType, Output};
 use crate::domain::verdict::{Revision, Stage};
 use crate::pipeline::ports::ModuleIdentity;
@@ -111,6 +110,20 @@ pub enum ModuleFault {
     /// The right name with other types, or too many parts.
     #[error("does not fit this host: {0}; rebuild it with the SDK of this host")]
     Unfit(String),
+    /// Archived modules that are no chain.
+    #[error("is no chain: validators and then one mapper are due, by the stages that the archive has")]
+    NoChain,
+    /// An archived module whose content is not what it is kept as.
+    #[error(
+        "has revision {found}, but is kept as {recorded}: what the archive holds of it is damaged; delete it there, \
+         and the batches that it judged are not formed again"
+    )]
+    OtherRevision {
+        /// Revision that it is kept as.
+        recorded: Revision,
+        /// Revision of its bytes and settings.
+        found: Revision,
+    },
     /// Limits that cannot hold.
     #[error("cannot be held to its limits: {0}")]
     Limits(String),
@@ -137,15 +150,16 @@ pub enum ModuleFault {
 }
 
 /// A compiled module with its imports resolved (there are none), by world.
+#[derive(Clone)]
 pub(super) enum Program {
     Validator(ValidatorPre<InstanceLimiter>),
     Mapper(MapperPre<InstanceLimiter>),
 }
 
-/// A module that passed its trial.
+/// A module that passed its trial. Its file's bytes are not among what it keeps: they may be 64 MiB,
+/// and after compiling only the archive wants them.
 pub struct Module {
     identity: ModuleIdentity,
-    bytes: Bytes,
     settings: String,
     limits: Limits,
     program: Program,
@@ -163,8 +177,8 @@ impl std::fmt::Debug for Module {
 }
 
 impl Module {
-    /// Checks, compiles and tries `bytes` as a module for `stage`. Takes as long as compiling does:
-    /// not for a worker thread.
+    /// Checks, compiles and tries `bytes` as a module for `stage`, with settings that are canonical
+    /// JSON. Takes as long as compiling does: not for a worker thread.
     ///
     /// # Errors
     /// Whatever makes it unfit, with the cure.
@@ -172,21 +186,20 @@ impl Module {
         engine: &WasmEngine,
         name: &str,
         stage: Stage,
-        bytes: Bytes,
-        settings: &Value,
+        bytes: &[u8],
+        settings: String,
         limits: &Limits,
     ) -> Result<Self, ModuleFault> {
         if let Some(problem) = limits.problems().into_iter().next() {
             return Err(ModuleFault::Limits(problem));
         }
-        let settings = canonical_settings(settings)?;
-        let revision = revision(&bytes, &settings);
+        let revision = module_revision(bytes, &settings);
         if bytes.len() > limits.file_bytes {
             return Err(ModuleFault::TooLarge { limit: limits.file_bytes });
         }
-        let component = match Encoding::of(&bytes)? {
-            Encoding::Component => compile(engine, &bytes)?,
-            Encoding::Core => compile(engine, &wrap(&bytes)?)?,
+        let component = match Encoding::of(bytes)? {
+            Encoding::Component => compile(engine, bytes)?,
+            Encoding::Core => compile(engine, &wrap(bytes)?)?,
         };
         let program = program(engine, &component, stage)?;
         let (_, declared) = Instance::start(engine, &program, &settings, limits, limits.call_timeout)
@@ -203,7 +216,7 @@ impl Module {
             Stage::Validate | Stage::Insert | Stage::Recover => Vec::new(),
         };
         let identity = ModuleIdentity { name: Arc::from(name), stage, revision };
-        Ok(Self { identity, bytes, settings, limits: limits.clone(), program, outputs })
+        Ok(Self { identity, settings, limits: limits.clone(), program, outputs })
     }
 
     /// Name, stage and revision.
@@ -211,9 +224,16 @@ impl Module {
         &self.identity
     }
 
-    /// The file, as it was read.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+    /// The same module under another name and other limits, without compiling it again. It is not
+    /// tried again either: the limits must give it at least what it passed its trial with.
+    pub(super) fn again(&self, name: &str, limits: &Limits) -> Self {
+        Self {
+            identity: ModuleIdentity { name: Arc::from(name), ..self.identity.clone() },
+            settings: self.settings.clone(),
+            limits: limits.clone(),
+            program: self.program.clone(),
+            outputs: self.outputs.clone(),
+        }
     }
 
     /// Its settings as canonical JSON, which is what `init` is given.
@@ -234,15 +254,6 @@ impl Module {
     pub(super) fn program(&self) -> &Program {
         &self.program
     }
-}
-
-/// Identity of a module: SHA-256 over its bytes and its canonical settings.
-pub fn revision(bytes: &[u8], canonical_settings: &str) -> Revision {
-    let mut hash = Sha256::new();
-    hash.update((bytes.len() as u64).to_le_bytes());
-    hash.update(bytes);
-    hash.update(canonical_settings);
-    Revision(hash.finalize().into())
 }
 
 /// Settings as JSON with the keys of every object in order, so that the same settings give the same
@@ -457,15 +468,6 @@ mod tests {
         assert_eq!(canonical, canonical_settings(&other).unwrap());
         assert_eq!(canonical_settings(&Value::Null).unwrap(), "{}");
         assert!(canonical_settings(&json!([1])).unwrap_err().to_string().contains("a list"));
-    }
-
-    #[test]
-    fn a_revision_depends_on_bytes_and_settings_and_on_where_one_ends() {
-        let base = revision(b"ab", "{}");
-        assert_eq!(base, revision(b"ab", "{}"));
-        assert_ne!(base, revision(b"ac", "{}"));
-        assert_ne!(base, revision(b"ab", "{ }"));
-        assert_ne!(base, revision(b"ab{", "}"));
     }
 
     #[test]

@@ -12,13 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::domain::module::{ArchivedModule, module_revision};
 use crate::domain::verdict::{Revision, Stage};
 
 use super::chain::WasmChain;
 use super::engine::WasmEngine;
 use super::limits::Limits;
 use super::metrics::WasmMetrics;
-use super::module::{Module, ModuleFault, canonical_settings, revision};
+use super::module::{Module, ModuleFault, canonical_settings};
 
 /// Where the modules of one pipeline are and what they are given.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +88,22 @@ impl ModuleRegistry {
     /// # Errors
     /// Everything that is wrong, not only the first thing.
     pub fn load_chain(&self, settings: &ChainSettings) -> Result<WasmChain, LoadError> {
+        self.load_chain_and_files(settings).map(|(chain, _)| chain)
+    }
+
+    /// As [`Self::load_chain`], with what the archive keeps of each module, in the order in which
+    /// records meet them. The chain was made of these very bytes: the files may be others by now, so
+    /// what is archived must not be read again. Nothing else holds on to them, so their memory (up to
+    /// [`Limits::file_bytes`] a module) is free once the caller has archived them.
+    ///
+    /// # Errors
+    /// As [`Self::load_chain`].
+    pub fn load_chain_and_files(
+        &self,
+        settings: &ChainSettings,
+    ) -> Result<(WasmChain, Vec<ArchivedModule>), LoadError> {
         let mut problems = Vec::new();
+        let mut archived = Vec::new();
         let mut files = Vec::new();
         if let Some(folder) = &settings.validators {
             match validator_files(folder) {
@@ -98,17 +114,25 @@ impl ModuleRegistry {
         let mut validators: Vec<Arc<Module>> = Vec::new();
         for path in files {
             match self.load_file(settings, &path, Stage::Validate) {
-                Ok(module) => validators.push(module),
+                Ok((module, file)) => {
+                    validators.push(module);
+                    archived.push(file);
+                }
                 Err(fault) => problems.push(LoadProblem { path, fault }),
             }
         }
         let path = settings.mapper.clone();
         let mapper = match self.load_file(settings, &path, Stage::Map) {
-            Ok(module) if validators.iter().any(|other| other.identity().name == module.identity().name) => {
+            Ok((module, _))
+                if validators.iter().any(|other| other.identity().name == module.identity().name) =>
+            {
                 problems.push(LoadProblem { path, fault: ModuleFault::SameName });
                 None
             }
-            Ok(module) => Some(module),
+            Ok((module, file)) => {
+                archived.push(file);
+                Some(module)
+            }
             Err(fault) => {
                 problems.push(LoadProblem { path, fault });
                 None
@@ -127,7 +151,67 @@ impl ModuleRegistry {
                 );
             }
         }
-        Ok(WasmChain::new(self.engine.clone(), validators, mapper, &settings.pipeline, &self.metrics))
+        Ok((self.chain(validators, mapper, &settings.pipeline), archived))
+    }
+
+    /// A chain of archived modules, validators in order and then the mapper, for recovery: it judges
+    /// as the chain did that they were archived from, within other `limits`
+    /// ([`Limits::for_recovery`]). What is alive is not compiled again. Its metrics are those of the
+    /// modules' names in `pipeline`. Blocking, for as long as compiling takes.
+    ///
+    /// # Errors
+    /// Everything that is wrong, not only the first thing; also content that is not what it is kept as.
+    pub fn load_archived(
+        &self,
+        pipeline: &str,
+        modules: Vec<ArchivedModule>,
+        limits: &Limits,
+    ) -> Result<WasmChain, LoadError> {
+        let problem = |path: String, fault| LoadProblem { path: path.into(), fault };
+        let stages: Vec<_> = modules.iter().map(|module| module.stage).collect();
+        let is_chain = stages.split_last().is_some_and(|(last, validators)| {
+            *last == Stage::Map && validators.iter().all(|stage| *stage == Stage::Validate)
+        });
+        if !is_chain {
+            return Err(LoadError { problems: vec![problem("archive".to_owned(), ModuleFault::NoChain)] });
+        }
+        let mut problems = Vec::new();
+        let mut loaded = Vec::with_capacity(modules.len());
+        for module in modules {
+            let path = format!("{} (archived, revision {})", module.name, module.revision);
+            match self.load_again(module, limits) {
+                Ok(module) => loaded.push(module),
+                Err(fault) => problems.push(problem(path, fault)),
+            }
+        }
+        match loaded.pop() {
+            Some(mapper) if problems.is_empty() => Ok(self.chain(loaded, mapper, pipeline)),
+            _ => Err(LoadError { problems }),
+        }
+    }
+
+    fn chain(&self, validators: Vec<Arc<Module>>, mapper: Arc<Module>, pipeline: &str) -> WasmChain {
+        WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics)
+    }
+
+    fn load_again(&self, module: ArchivedModule, limits: &Limits) -> Result<Arc<Module>, ModuleFault> {
+        let ArchivedModule { revision: recorded, stage, name, bytes, settings } = module;
+        let found = module_revision(&bytes, &settings);
+        if found != recorded {
+            return Err(ModuleFault::OtherRevision { recorded, found });
+        }
+        // Under whatever name: names are no part of what a module says.
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(
+            |((other_stage, _, other), module)| {
+                (*other_stage == stage && *other == recorded).then(|| module.upgrade())?
+            },
+        );
+        if let Some(alive) = alive.filter(|alive| alive.limits().at_most(limits)) {
+            return Ok(Arc::new(alive.again(&name, limits)));
+        }
+        // It does not go among those that are alive: there, its limits would have the next load of a
+        // chain compile what runs.
+        Module::load(&self.engine, &name, stage, &bytes, settings, limits).map(Arc::new)
     }
 
     fn load_file(
@@ -135,33 +219,26 @@ impl ModuleRegistry {
         settings: &ChainSettings,
         path: &Path,
         stage: Stage,
-    ) -> Result<Arc<Module>, ModuleFault> {
+    ) -> Result<(Arc<Module>, ArchivedModule), ModuleFault> {
         let name = module_name(path)?;
         let bytes = read_whole(path, settings.limits.file_bytes)?;
-        let given = settings.settings.get(&name).unwrap_or(&Value::Null);
-        self.load(&name, stage, bytes, given, &settings.limits)
+        let given = canonical_settings(settings.settings.get(&name).unwrap_or(&Value::Null))?;
+        let revision = module_revision(&bytes, &given);
+        let file = ArchivedModule { revision, stage, name, bytes, settings: given };
+        Ok((self.load(&file, &settings.limits)?, file))
     }
 
-    /// Loads one module from bytes, or finds it alive.
-    ///
-    /// # Errors
-    /// Whatever makes it unfit, with the cure.
-    pub fn load(
-        &self,
-        name: &str,
-        stage: Stage,
-        bytes: Bytes,
-        settings: &Value,
-        limits: &Limits,
-    ) -> Result<Arc<Module>, ModuleFault> {
-        let key = (stage, name.to_owned(), revision(&bytes, &canonical_settings(settings)?));
+    /// Loads one module, or finds it alive.
+    fn load(&self, file: &ArchivedModule, limits: &Limits) -> Result<Arc<Module>, ModuleFault> {
+        let ArchivedModule { revision, stage, name, bytes, settings } = file;
+        let key = (*stage, name.clone(), *revision);
         let alive = |modules: &HashMap<_, Weak<Module>>| {
             modules.get(&key).and_then(Weak::upgrade).filter(|module| module.limits() == limits)
         };
         if let Some(module) = alive(&self.alive.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(module);
         }
-        let module = Arc::new(Module::load(&self.engine, name, stage, bytes, settings, limits)?);
+        let module = Arc::new(Module::load(&self.engine, name, *stage, bytes, settings.clone(), limits)?);
         let mut modules = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         modules.retain(|_, module| module.strong_count() > 0);
         modules.insert(key, Arc::downgrade(&module));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice::domain::chunk::{Chunk, ChunkBuilder};
+use sluice::domain::module::ArchivedModule;
 use sluice::wasm::{ChainSettings, Limits, LoadError, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
 use wit_component::{StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
@@ -117,6 +118,17 @@ impl ModuleFolder {
     /// Loads the chain.
     pub fn load(&self) -> Result<WasmChain, LoadError> {
         self.registry.load_chain(&self.settings)
+    }
+
+    /// Loads the chain, and what an archive keeps of it.
+    pub fn load_and_archive(&self) -> (WasmChain, Vec<ArchivedModule>) {
+        self.registry.load_chain_and_files(&self.settings).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Loads an archived chain, as recovery does.
+    pub fn load_archived(&self, modules: Vec<ArchivedModule>) -> Result<WasmChain, LoadError> {
+        let limits = self.settings.limits.for_recovery();
+        self.registry.load_archived(&self.settings.pipeline, modules, &limits)
     }
 
     /// What a load says, without the folder's own name.
