@@ -1,9 +1,11 @@
 //! ClickHouse over HTTP: inserts, table schema, migrations.
 //!
 //! Entry points: [`sink::ClickHouseSink`] sends batches, [`schema::TableSchema`] says whether a
-//! mapper's output fits its table, [`migrations::Migrator`] brings the tables about. All of them reach
+//! mapper's output fits its table, [`migrations::Migrator`] brings the tables about,
+//! [`archive::RevisionArchive`] keeps the modules that judged records. All of them reach
 //! the server by [`settings::ClickHouseSettings`] and judge its answers by [`exception`].
 
+pub mod archive;
 pub mod exception;
 pub mod migrations;
 pub mod schema;
