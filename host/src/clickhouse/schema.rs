@@ -18,6 +18,14 @@ use crate::pipeline::binding::TableBinding;
 
 pub use fault::{SchemaError, SchemaFault};
 
+const REPLICATED_WINDOW: &str = "replicated_deduplication_window";
+const REPLICATED_SECONDS: &str = "replicated_deduplication_window_seconds";
+/// How long a replicated table must remember INSERTs: a week, as ClickHouse's default was until 25.9,
+/// and as long as Kafka by default keeps the records that a batch would be formed of again.
+const LEAST_SECONDS: u64 = 604_800;
+/// ClickHouse's default of `max_partitions_per_insert_block`: an INSERT into more is refused.
+const PARTITIONS_PER_INSERT: u64 = 100;
+
 /// What a column is when a row does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DefaultKind {
@@ -71,6 +79,11 @@ pub struct TableSchema {
     /// How many INSERTs the table remembers by their token; `None` where the engine has no such memory
     /// of its own (a view, `Distributed`, `Null`), 0 where it is switched off.
     pub deduplication_window: Option<u64>,
+    /// How long it remembers them at most, in seconds, where that is bounded (`Replicated...`).
+    pub deduplication_seconds: Option<u64>,
+    /// Whether the table has a partition key: then an INSERT takes one place of the window for every
+    /// partition that it has rows for.
+    pub partitioned: bool,
     /// Columns in their order.
     pub columns: Vec<TableColumn>,
 }
@@ -105,6 +118,7 @@ impl BoundTable {
 struct TableRow {
     engine: String,
     engine_full: String,
+    partition_key: String,
 }
 
 #[derive(Row, Deserialize)]
@@ -137,13 +151,15 @@ impl TableSchema {
         let failed = |error| SchemaError::Server { table: table.to_owned(), error: ServerError::from(error) };
         let database = name.database.as_deref().or(client.database()).unwrap_or("default");
         let found = client
-            .query("SELECT engine, engine_full FROM system.tables WHERE database = ? AND name = ?")
+            .query(
+                "SELECT engine, engine_full, partition_key FROM system.tables WHERE database = ? AND name = ?",
+            )
             .bind(database)
             .bind(&name.table)
             .fetch_optional::<TableRow>()
             .await
             .map_err(failed)?;
-        let Some(TableRow { engine, engine_full }) = found else {
+        let Some(TableRow { engine, engine_full, partition_key }) = found else {
             return Err(SchemaError::NoTable { table: table.to_owned(), database: database.to_owned() });
         };
         let columns = client
@@ -156,17 +172,21 @@ impl TableSchema {
             .fetch_all::<ColumnRow>()
             .await
             .map_err(failed)?;
-        let deduplication_window = match window_setting(&engine) {
-            None => None,
-            Some((setting, server_table)) => match table_setting(&engine_full, setting) {
-                Some(window) => Some(window),
-                None => {
-                    let server = format!("SELECT value FROM system.{server_table} WHERE name = ?");
-                    let row = client.query(&server).bind(setting).fetch_optional::<SettingRow>().await;
-                    Some(row.map_err(failed)?.and_then(|row| row.value.parse().ok()).unwrap_or(0))
-                }
-            },
+        let number = async |setting: &str, server_table: &str| match table_setting(&engine_full, setting) {
+            Some(number) => Ok(number),
+            None => {
+                let server = format!("SELECT value FROM system.{server_table} WHERE name = ?");
+                let row = client.query(&server).bind(setting).fetch_optional::<SettingRow>().await;
+                Ok(row.map_err(failed)?.and_then(|row| row.value.parse().ok()).unwrap_or(0))
+            }
         };
+        let (mut deduplication_window, mut deduplication_seconds) = (None, None);
+        if let Some((setting, server_table)) = window_setting(&engine) {
+            deduplication_window = Some(number(setting, server_table).await?);
+            if setting == REPLICATED_WINDOW {
+                deduplication_seconds = Some(number(REPLICATED_SECONDS, server_table).await?);
+            }
+        }
         let column = |ColumnRow { name, type_name, default_kind }| TableColumn {
             name,
             type_name,
@@ -176,6 +196,8 @@ impl TableSchema {
             table: table.into(),
             engine,
             deduplication_window,
+            deduplication_seconds,
+            partitioned: !partition_key.is_empty(),
             columns: columns.into_iter().map(column).collect(),
         })
     }
@@ -221,17 +243,31 @@ impl TableSchema {
         })
     }
 
-    /// Checks what `exactly-once` needs of the table: that it remembers at least `least` INSERTs.
+    /// Checks what `exactly-once` needs of the table: that it remembers `inserts` INSERTs, for as long as
+    /// their outcome may be unknown.
+    ///
+    /// The window counts parts, not INSERTs: a partitioned table needs a place for each partition that
+    /// an INSERT may have rows for. And of a replicated table it is emptied by time as well, after an
+    /// hour by default since ClickHouse 25.10, while a batch may wait for its recovery as long as
+    /// everything is down.
     ///
     /// # Errors
     /// [`SchemaError::Unfit`] with the statement that mends it.
-    pub fn require_deduplication(&self, least: u64) -> Result<(), SchemaError> {
-        let fault = match (self.deduplication_window, window_setting(&self.engine)) {
-            (Some(window), _) if window >= least => return Ok(()),
-            (Some(window), Some((setting, _))) => SchemaFault::Window { window, least, setting },
-            _ => SchemaFault::Engine { engine: self.engine.clone() },
+    pub fn require_deduplication(&self, inserts: u64) -> Result<(), SchemaError> {
+        let parts = if self.partitioned { PARTITIONS_PER_INSERT } else { 1 };
+        let least = inserts.saturating_mul(parts);
+        let (Some(window), Some((setting, _))) = (self.deduplication_window, window_setting(&self.engine))
+        else {
+            return self.unless(vec![SchemaFault::Engine { engine: self.engine.clone() }]);
         };
-        self.unless(vec![fault])
+        let mut faults = Vec::new();
+        if window < least {
+            faults.push(SchemaFault::Window { window, least, setting, partitioned: self.partitioned });
+        }
+        if let Some(seconds) = self.deduplication_seconds.filter(|seconds| *seconds < LEAST_SECONDS) {
+            faults.push(SchemaFault::Seconds { seconds, least: LEAST_SECONDS, setting: REPLICATED_SECONDS });
+        }
+        self.unless(faults)
     }
 
     fn unless(&self, faults: Vec<SchemaFault>) -> Result<(), SchemaError> {
@@ -286,7 +322,7 @@ fn window_setting(engine: &str) -> Option<(&'static str, &'static str)> {
         return None;
     }
     if engine.starts_with("Replicated") || engine.starts_with("Shared") {
-        Some(("replicated_deduplication_window", "replicated_merge_tree_settings"))
+        Some((REPLICATED_WINDOW, "replicated_merge_tree_settings"))
     } else {
         Some(("non_replicated_deduplication_window", "merge_tree_settings"))
     }

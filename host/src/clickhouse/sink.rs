@@ -1,8 +1,8 @@
 //! Sink: sends one batch as one INSERT, once.
 //!
 //! State: a pool of connections, metrics, and for each bound table what its columns were. Invariants:
-//! a request is one block on the server, so that its deduplication token stands for all of it; the
-//! body is sent whole or the server drops it; an error is permanent only if the table is still what
+//! a request is one block on the server, so that its deduplication token stands for all of it,
+//! whatever the server's profiles say; the body is sent whole or the server drops it; an error is permanent only if the table is still what
 //! it was when the pipeline was bound to it.
 //!
 //! That last point matters because rows are walked before they come here: bytes that ClickHouse
@@ -13,8 +13,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use clickhouse::Client;
+use clickhouse::{Client, Row};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use serde::Deserialize;
 
 use super::exception::{ErrorKind, ServerError};
 use super::schema::{BoundTable, SchemaError, TableSchema};
@@ -31,6 +32,16 @@ const SEND_BYTES: usize = 1 << 20;
 
 /// ClickHouse's own default of rows a block; a batch may have more.
 const DEFAULT_BLOCK_ROWS: usize = 1_048_449;
+
+/// Settings that newer servers have and older refuse, with the values that a batch needs: each could
+/// undo what the settings in `send` say, were it in a profile of the server.
+const GUARDS: [(&str, &str); 3] = [
+    // Overrides `insert_deduplicate`.
+    ("deduplicate_insert", "enable"),
+    // With these two a block ends at so many bytes, whatever the least sizes are.
+    ("use_strict_insert_block_limits", "0"),
+    ("max_insert_block_size_bytes", "0"),
+];
 
 /// Metrics of the sink.
 #[derive(Clone, Debug)]
@@ -90,6 +101,13 @@ pub struct ClickHouseSink {
     timeout: Duration,
     metrics: ClickHouseMetrics,
     bound: Arc<RwLock<HashMap<Arc<str>, BoundTable>>>,
+    /// Those of [`GUARDS`] that the server knew when a table was bound last.
+    guards: Arc<RwLock<Vec<String>>>,
+}
+
+#[derive(Row, Deserialize)]
+struct NameRow {
+    name: String,
 }
 
 impl std::fmt::Debug for ClickHouseSink {
@@ -101,7 +119,8 @@ impl std::fmt::Debug for ClickHouseSink {
 impl ClickHouseSink {
     /// A sink with a pool of its own. Connects when it is first used.
     pub fn new(settings: &ClickHouseSettings, metrics: ClickHouseMetrics) -> Self {
-        Self { client: settings.client(), timeout: settings.request_timeout, metrics, bound: Arc::default() }
+        let (client, timeout) = (settings.client(), settings.request_timeout);
+        Self { client, timeout, metrics, bound: Arc::default(), guards: Arc::default() }
     }
 
     /// Checks an output against its table, and remembers the table's columns to tell later whether
@@ -111,7 +130,36 @@ impl ClickHouseSink {
     /// When the table is not there or the output does not fit it, with what mends it; or when
     /// ClickHouse cannot be asked.
     pub async fn bind(&self, table: &str, output: &Output) -> Result<BoundTable, SchemaError> {
-        let bound = TableSchema::read(&self.client, table).await?.bind(output)?;
+        self.bind_to(TableSchema::read(&self.client, table).await?, output).await
+    }
+
+    /// As [`Self::bind`], for exactly-once delivery: the table must also remember `inserts` INSERTs
+    /// ([`TableSchema::require_deduplication`]).
+    ///
+    /// # Errors
+    /// As [`Self::bind`], and when the table remembers too little.
+    pub async fn bind_deduplicating(
+        &self,
+        table: &str,
+        output: &Output,
+        inserts: u64,
+    ) -> Result<BoundTable, SchemaError> {
+        let schema = TableSchema::read(&self.client, table).await?;
+        schema.require_deduplication(inserts)?;
+        self.bind_to(schema, output).await
+    }
+
+    async fn bind_to(&self, schema: TableSchema, output: &Output) -> Result<BoundTable, SchemaError> {
+        let bound = schema.bind(output)?;
+        let known = self
+            .client
+            .query("SELECT name FROM system.settings WHERE name IN ?")
+            .bind(GUARDS.map(|(name, _)| name).as_slice())
+            .fetch_all::<NameRow>()
+            .await
+            .map_err(|error| SchemaError::Server { table: bound.table.to_string(), error: error.into() })?;
+        *self.guards.write().unwrap_or_else(PoisonError::into_inner) =
+            known.into_iter().map(|row| row.name).collect();
         self.bound.write().unwrap_or_else(PoisonError::into_inner).insert(bound.table.clone(), bound.clone());
         Ok(bound)
     }
@@ -136,6 +184,11 @@ impl ClickHouseSink {
             .with_setting("max_insert_block_size", &block_rows)
             .with_setting("min_insert_block_size_rows", &block_rows)
             .with_setting("min_insert_block_size_bytes", "0");
+        for (name, value) in GUARDS {
+            if self.guards.read().unwrap_or_else(PoisonError::into_inner).iter().any(|known| known == name) {
+                insert = insert.with_setting(name, value);
+            }
+        }
         let mut rest = request.body.clone();
         while !rest.is_empty() {
             insert.send(rest.split_to(rest.len().min(SEND_BYTES))).await?;

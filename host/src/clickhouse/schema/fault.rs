@@ -90,6 +90,17 @@ pub enum SchemaFault {
         least: u64,
         /// The setting that says so.
         setting: &'static str,
+        /// Whether the table has a partition key.
+        partitioned: bool,
+    },
+    /// The table forgets tokens too soon.
+    Seconds {
+        /// For how long it remembers them.
+        seconds: u64,
+        /// For how long it must.
+        least: u64,
+        /// The setting that says so.
+        setting: &'static str,
     },
     /// The engine remembers no tokens at all.
     Engine {
@@ -140,10 +151,21 @@ impl SchemaFault {
                 Quoted(column.name()),
                 column.types()[0]
             ),
-            Self::Window { window, least, setting } => format!(
-                "the table remembers {window} INSERTs, and exactly-once needs at least {least} to recognise a \
-                 repeated one: {alter} MODIFY SETTING {setting} = 10000, or set the pipeline's delivery to \
-                 at-least-once"
+            Self::Window { window, least, setting, partitioned } => format!(
+                "the table remembers {window} INSERTs{}, and exactly-once needs at least {least} to recognise a \
+                 repeated one: {alter} MODIFY SETTING {setting} = {}, or set the pipeline's delivery to \
+                 at-least-once",
+                if *partitioned {
+                    " (an INSERT counts once for each table partition that it has rows for)"
+                } else {
+                    ""
+                },
+                least.next_multiple_of(10_000),
+            ),
+            Self::Seconds { seconds, least, setting } => format!(
+                "the table forgets INSERTs after {seconds} seconds, and exactly-once needs {least} to recognise \
+                 one that is repeated after an outage: {alter} MODIFY SETTING {setting} = {least}, or set the \
+                 pipeline's delivery to at-least-once"
             ),
             Self::Engine { engine } => format!(
                 "engine {engine} does not recognise repeated INSERTs: bind the pipeline to a MergeTree table, or \

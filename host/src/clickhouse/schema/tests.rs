@@ -12,6 +12,8 @@ fn schema(columns: &[(&str, &str, DefaultKind)]) -> TableSchema {
         table: "shop.purchases".into(),
         engine: "MergeTree".into(),
         deduplication_window: Some(100),
+        deduplication_seconds: None,
+        partitioned: false,
         columns: columns.iter().map(column).collect(),
     }
 }
@@ -105,14 +107,49 @@ fn exactly_once_needs_a_window() {
     let mut table = plain(&[("price", "UInt32")]);
     assert_eq!(table.require_deduplication(100), Ok(()));
     let message = table.require_deduplication(101).unwrap_err().to_string();
-    assert!(
-        message.contains("ALTER TABLE `shop`.`purchases` MODIFY SETTING non_replicated_deduplication_window")
-    );
+    let cure =
+        "ALTER TABLE `shop`.`purchases` MODIFY SETTING non_replicated_deduplication_window = 10000, or";
+    assert!(message.contains("remembers 100 INSERTs, and exactly-once needs at least 101"), "{message}");
+    assert!(message.contains(cure), "{message}");
+    // The cure suffices for what was asked.
+    let message = table.require_deduplication(10_001).unwrap_err().to_string();
+    assert!(message.contains("_window = 20000,"), "{message}");
+    table.deduplication_window = Some(0);
+    assert!(table.require_deduplication(1).unwrap_err().to_string().contains("remembers 0 INSERTs"));
+    for engine in ["Distributed", "Null", "MaterializedView", "Log"] {
+        (table.engine, table.deduplication_window) = (engine.into(), None);
+        let message = table.require_deduplication(1).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("engine {engine} does not recognise repeated INSERTs")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_partitioned_table_needs_a_place_for_every_partition_of_an_insert() {
+    let mut table = plain(&[("price", "UInt32")]);
+    (table.partitioned, table.deduplication_window) = (true, Some(4_800));
+    assert_eq!(table.require_deduplication(48), Ok(()));
+    let message = table.require_deduplication(49).unwrap_err().to_string();
+    assert!(message.contains("(an INSERT counts once for each table partition"), "{message}");
+    assert!(message.contains("at least 4900"), "{message}");
+}
+
+#[test]
+fn a_replicated_table_must_remember_for_a_week() {
+    let mut table = plain(&[("price", "UInt32")]);
     table.engine = "ReplicatedReplacingMergeTree".into();
+    (table.deduplication_window, table.deduplication_seconds) = (Some(100), Some(3_600));
     let message = table.require_deduplication(101).unwrap_err().to_string();
-    assert!(message.contains("MODIFY SETTING replicated_deduplication_window = 10000"));
-    (table.engine, table.deduplication_window) = ("Distributed".into(), None);
-    assert!(table.require_deduplication(1).unwrap_err().to_string().contains("engine Distributed"));
+    assert!(message.contains("MODIFY SETTING replicated_deduplication_window = 10000"), "{message}");
+    let cure =
+        "ALTER TABLE `shop`.`purchases` MODIFY SETTING replicated_deduplication_window_seconds = 604800,";
+    assert!(message.contains("forgets INSERTs after 3600 seconds") && message.contains(cure), "{message}");
+    for (seconds, fits) in [(604_799, false), (604_800, true), (0, false)] {
+        table.deduplication_seconds = Some(seconds);
+        assert_eq!(table.require_deduplication(100).is_ok(), fits, "{seconds}");
+    }
 }
 
 #[test]
