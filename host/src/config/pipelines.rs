@@ -86,7 +86,7 @@ fn pipeline(
             "give each pipeline its own group: members of a group share its topics".to_owned(),
         );
     }
-    let delivery = section.read("delivery", "at-least-once");
+    let delivery = section.read("delivery", "exactly-once");
     let dead_letter_topic: String = section.read("dead_letter_topic", &format!("{name}.dead-letters"));
     check_topic(&section, "dead_letter_topic", &dead_letter_topic);
     if topics.contains(&dead_letter_topic) {
@@ -174,16 +174,10 @@ fn check_modules(section: &Section<'_>, validators: Option<&Path>, mapper: Optio
 }
 
 impl Leaf for Delivery {
-    const KIND: &'static str = "at-least-once";
+    const KIND: &'static str = "exactly-once or at-least-once";
 
     fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
-        if let Scalar::Text("exactly-once") = scalar {
-            return Err(Refusal {
-                problem: "this version of Sluice does not deliver exactly once yet".to_owned(),
-                cure: "write at-least-once".to_owned(),
-            });
-        }
-        word(scalar, &[("at-least-once", Self::AtLeastOnce)])
+        word(scalar, &[("exactly-once", Self::ExactlyOnce), ("at-least-once", Self::AtLeastOnce)])
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     AdminConfig, ClickHouseConfig, Config, Limits, LogFormat, LoggingConfig, ModuleFiles, ResourcesConfig,
     TransferCompression, pipelines,
 };
-use crate::kafka::client::{KafkaSettings, Properties, check_property, is_secret, owner};
+use crate::kafka::client::{KafkaSettings, Properties, check_property, is_instance, is_secret, owner};
 
 /// Reads everything.
 pub(super) fn read(mut root: Section<'_>, base: &Path, files: ModuleFiles) -> Config {
@@ -29,6 +29,14 @@ pub(super) fn read(mut root: Section<'_>, base: &Path, files: ModuleFiles) -> Co
 
 fn kafka(mut section: Section<'_>, base: &Path) -> KafkaSettings {
     let brokers: String = section.read("brokers", "localhost:9092");
+    let instance = section.optional::<String>("instance");
+    if let Some(name) = instance.as_deref().filter(|name| !is_instance(name)) {
+        section.refuse(
+            "instance",
+            format!("`{name}` is not a name for an instance"),
+            "use up to 200 letters, digits, ., _ and -".to_owned(),
+        );
+    }
     let mut properties = BTreeMap::new();
     for (name, value) in section.named("properties", "map of librdkafka properties") {
         let path = format!("properties.{name}");
@@ -76,7 +84,7 @@ fn kafka(mut section: Section<'_>, base: &Path) -> KafkaSettings {
         }
     }
     section.finish();
-    KafkaSettings { brokers, properties: Properties(properties) }
+    KafkaSettings { brokers, instance, properties: Properties(properties) }
 }
 
 fn clickhouse(mut section: Section<'_>, base: &Path) -> ClickHouseConfig {

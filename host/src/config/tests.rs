@@ -42,6 +42,7 @@ fn every_fault_is_reported_at_once_with_its_key_its_origin_and_the_cure() {
     let yaml = r#"
 kafka:
   brokrs: localhost:9092
+  instance: on this host
   properties: {group.id: mine, acks: 1, fetch.min.byts: 1, fetch.min.bytes: many, sasl.password: 123,
                ssl.key.password_file: nowhere, security: {protocol: ssl}}
 clickhouse:
@@ -60,7 +61,7 @@ modules: {memory: 64 megabytes, call_timeout: 1ms, output_bytes_per_record: 5MiB
 pipelines:
   purchases:
     topics: [purchases, "^pur.*", purchases, purchases.dead-letters]
-    delivery: exactly-once
+    delivery: at-most-once
     start: earlier
     validators: nowhere
     settings: {purchase-rules: EUR}

@@ -16,9 +16,39 @@ use crate::domain::secret::Secret;
 pub struct KafkaSettings {
     /// `host:port`, several with commas between.
     pub brokers: String,
+    /// Name of this process among those that share a consumer group; the machine's where there is none
+    /// ([`KafkaSettings::instance`]).
+    pub instance: Option<String>,
     /// More librdkafka properties.
     pub properties: Properties,
 }
+
+impl KafkaSettings {
+    /// Name of this process among those that share a consumer group.
+    pub fn instance(&self) -> String {
+        self.instance.clone().unwrap_or_else(|| {
+            let host = gethostname::gethostname().to_string_lossy().into_owned();
+            let character = |character| if is_instance_character(character) { character } else { '-' };
+            let name: String = host.chars().map(character).take(INSTANCE_LENGTH).collect();
+            if name.is_empty() { "localhost".to_owned() } else { name }
+        })
+    }
+}
+
+/// Most characters of an instance's name: it is part of a transactional id.
+const INSTANCE_LENGTH: usize = 200;
+
+fn is_instance_character(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
+}
+
+/// Whether `name` may be the name of an instance.
+pub fn is_instance(name: &str) -> bool {
+    (1..=INSTANCE_LENGTH).contains(&name.len()) && name.chars().all(is_instance_character)
+}
+
+/// What `partition.assignment.strategy` may be; never a mixture of cooperative and eager ones.
+const STRATEGIES: [&str; 4] = ["cooperative-sticky", "range", "roundrobin", "range,roundrobin"];
 
 /// librdkafka properties by name
 /// (<https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md>). `Debug` and
@@ -79,14 +109,13 @@ pub fn owner(name: &str) -> Option<(&'static str, &'static str)> {
             ("Sluice commits an offset once its records are inserted, filtered or dead-lettered", remove)
         }
         "enable.auto.offset.store" => ("Sluice commits explicit offsets and stores none", remove),
-        "partition.assignment.strategy" => {
-            ("partitions are taken and given back one by one (cooperative-sticky)", remove)
-        }
         "enable.partition.eof" => ("Sluice looks for the end of a partition itself", remove),
         "enable.idempotence" | "acks" | "request.required.acks" | "delivery.report.only.error" => {
             ("a dead letter counts only when every in-sync replica has confirmed it", remove)
         }
-        "transactional.id" => ("Sluice names its own transactions", remove),
+        "transactional.id" => ("Sluice names its own transactions", "use kafka.instance"),
+        "transaction.timeout.ms" => ("it bounds how long a host that died holds its partitions back", remove),
+        "isolation.level" => ("offsets and records of open transactions are not read", remove),
         _ => return None,
     })
 }
@@ -94,6 +123,9 @@ pub fn owner(name: &str) -> Option<(&'static str, &'static str)> {
 /// Asks librdkafka whether it knows the property and takes the value. Its answer names the value,
 /// so the one for a secret is replaced.
 pub fn check_property(name: &str, value: &str) -> Result<(), String> {
+    if name == "partition.assignment.strategy" && !STRATEGIES.contains(&value) {
+        return Err(format!("`{value}` is not one of {}", STRATEGIES.join("; ")));
+    }
     match ClientConfig::new().set(name, value).create_native_config() {
         Ok(_) => Ok(()),
         Err(_) if is_secret(name) => Err("librdkafka does not accept the value".to_owned()),
@@ -123,7 +155,11 @@ mod tests {
 
     fn settings(properties: &[(&str, &str)]) -> KafkaSettings {
         let properties = properties.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        KafkaSettings { brokers: "one:9092,two:9092".into(), properties: Properties(properties.collect()) }
+        KafkaSettings {
+            brokers: "one:9092,two:9092".into(),
+            instance: None,
+            properties: Properties(properties.collect()),
+        }
     }
 
     #[test]
@@ -143,15 +179,35 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_without_a_name_has_that_of_the_machine() {
+        let mut settings = settings(&[]);
+        assert!(is_instance(&settings.instance()), "{}", settings.instance());
+        settings.instance = Some("one".into());
+        assert_eq!(settings.instance(), "one");
+        for name in ["", "a b", "ü", &"x".repeat(201)] {
+            assert!(!is_instance(name), "{name}");
+        }
+    }
+
+    #[test]
     fn librdkafka_judges_names_and_values() {
         assert_eq!(check_property("fetch.min.bytes", "7"), Ok(()));
         assert!(check_property("fetch.min.byts", "7").is_err_and(|error| error.contains("fetch.min.byts")));
         assert!(check_property("fetch.min.bytes", "many").is_err());
+        assert_eq!(check_property("partition.assignment.strategy", "range"), Ok(()));
+        assert!(check_property("partition.assignment.strategy", "range,cooperative-sticky").is_err());
     }
 
     #[test]
     fn properties_that_carry_a_guarantee_are_ours() {
-        for name in ["group.id", "enable.auto.commit", "acks", "transactional.id", "auto.offset.reset"] {
+        for name in [
+            "group.id",
+            "enable.auto.commit",
+            "acks",
+            "transactional.id",
+            "auto.offset.reset",
+            "isolation.level",
+        ] {
             assert!(owner(name).is_some(), "{name}");
         }
         assert!(owner("security.protocol").is_none());

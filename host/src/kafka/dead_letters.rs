@@ -17,7 +17,7 @@ use crate::pipeline::ports::{DeadLetterSink, KafkaError, Unpublished};
 use super::log;
 
 /// Wait while librdkafka's own queue is full.
-const QUEUE_FULL_WAIT: Duration = Duration::from_millis(20);
+pub(super) const QUEUE_FULL_WAIT: Duration = Duration::from_millis(20);
 
 /// See the module documentation.
 pub struct DeadLetterProducer {
@@ -45,24 +45,7 @@ impl DeadLetterProducer {
     /// # Errors
     /// When a setting is refused by librdkafka.
     pub fn new(mut client: ClientConfig, topic: &str, pipeline: &str) -> Result<Self, ClientError> {
-        client.set("acks", "all").set("enable.idempotence", "true");
-        // Consumer properties that kafka.properties may hold would only draw warnings here.
-        for property in ["group.protocol", "group.instance.id", "session.timeout.ms", "heartbeat.interval.ms"]
-            .into_iter()
-            .chain(["partition.assignment.strategy", "max.poll.interval.ms"])
-        {
-            client.remove(property);
-        }
-        for (property, value) in [
-            ("linger.ms", "5"),
-            ("compression.type", "lz4"),
-            // The broker decides how large a message may be, not this client.
-            ("message.max.bytes", "104857600"),
-        ] {
-            if client.get(property).is_none() {
-                client.set(property, value);
-            }
-        }
+        producer_settings(&mut client);
         let producer = client.create_with_context(ProducerContext)?;
         Ok(Self { producer, topic: topic.to_owned(), pipeline: pipeline.to_owned() })
     }
@@ -75,20 +58,9 @@ impl DeadLetterProducer {
     }
 
     async fn send(&self, letter: &DeadLetter) -> Result<(), ClientError> {
-        let index = letter.index as usize;
-        let record = letter.chunk.record(index);
-        let mut headers = OwnedHeaders::new();
-        for (key, value) in letter.chunk.headers(index) {
-            headers = headers.insert(Header { key, value });
-        }
-        let own = letter.headers(&self.pipeline);
-        for (key, value) in &own {
-            headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
-        }
+        let Envelope { key, payload, timestamp, headers } = Envelope::of(letter, &self.pipeline);
         let mut message = FutureRecord::to(&self.topic).headers(headers);
-        message.key = record.key;
-        message.payload = record.payload;
-        message.timestamp = (record.timestamp >= 0).then_some(record.timestamp);
+        (message.key, message.payload, message.timestamp) = (key, payload, timestamp);
         let delivery = loop {
             match self.producer.send_result(message) {
                 Ok(delivery) => break delivery,
@@ -133,7 +105,55 @@ impl DeadLetterSink for DeadLetterProducer {
     }
 }
 
-fn cure(error: &ClientError) -> &'static str {
+/// What every producer of dead letters has, on top of what all clients have.
+pub(super) fn producer_settings(client: &mut ClientConfig) {
+    client.set("acks", "all").set("enable.idempotence", "true");
+    // Consumer properties that kafka.properties may hold would only draw warnings here.
+    for property in ["group.protocol", "group.instance.id", "session.timeout.ms", "heartbeat.interval.ms"]
+        .into_iter()
+        .chain(["partition.assignment.strategy", "max.poll.interval.ms"])
+    {
+        client.remove(property);
+    }
+    for (property, value) in [
+        ("linger.ms", "5"),
+        ("compression.type", "lz4"),
+        // The broker decides how large a message may be, not this client.
+        ("message.max.bytes", "104857600"),
+    ] {
+        if client.get(property).is_none() {
+            client.set(property, value);
+        }
+    }
+}
+
+/// A dead letter as a message: the record as it came, with the `sluice.*` headers.
+pub(super) struct Envelope<'l> {
+    pub(super) key: Option<&'l [u8]>,
+    pub(super) payload: Option<&'l [u8]>,
+    /// Milliseconds since 1970-01-01 UTC; `None` where the record has none.
+    pub(super) timestamp: Option<i64>,
+    pub(super) headers: OwnedHeaders,
+}
+
+impl<'l> Envelope<'l> {
+    pub(super) fn of(letter: &'l DeadLetter, pipeline: &str) -> Self {
+        let index = letter.index as usize;
+        let record = letter.chunk.record(index);
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in letter.chunk.headers(index) {
+            headers = headers.insert(Header { key, value });
+        }
+        for (key, value) in &letter.headers(pipeline) {
+            headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
+        }
+        let timestamp = (record.timestamp >= 0).then_some(record.timestamp);
+        Self { key: record.key, payload: record.payload, timestamp, headers }
+    }
+}
+
+/// What to do about a dead letter that the brokers do not take.
+pub(super) fn cure(error: &ClientError) -> &'static str {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
             "raise max.message.bytes of that topic above that of the source topic"

@@ -4,10 +4,9 @@
 //! troubles of the group. Callbacks run on the intake thread, inside its `poll`, so the mutexes are
 //! never contended; they are there because librdkafka's types ask for `Sync`.
 //!
-//! Where a partition is read from is decided here, before it is assigned: at the group's committed
-//! offset, or, where there is none, at the start that the configuration says. A start at the end is
-//! committed before anything is read, since the end is somewhere else after a restart; the rest of
-//! librdkafka's resets (`auto.offset.reset`) go to the earliest record that there is, never past any.
+//! Where a partition is read from is decided here, before it is assigned ([`position`](super::position)),
+//! and every partition that goes is settled before it is given back, however long that takes: a commit
+//! that is still under way could reach the coordinator under a newer generation.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::sync_channel;
@@ -17,22 +16,25 @@ use std::time::{Duration, Instant};
 use rdkafka::Offset;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::ChunkBuilder;
-use crate::domain::intent::PendingBatches;
 use crate::domain::ledger::{Epoch, PartitionId};
 use crate::pipeline::event::{Assignment, Event};
 
 use super::log;
+use super::position::{self, Position, Unknown};
 use super::queue::MessageQueue;
 
-/// Longest wait for one answer about offsets, inside a rebalance.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the committed offsets exactly-once: below `max.poll.interval.ms` (five minutes), after
+/// which the group would give the partitions to somebody else.
+const POSITION_PATIENCE: Duration = Duration::from_secs(240);
+/// Wait before they are asked for again.
+const POSITION_PAUSE: Duration = Duration::from_millis(500);
 
 /// A partition that is ours.
 #[derive(Debug)]
@@ -64,6 +66,7 @@ impl Slots {
 #[derive(Debug, Default)]
 pub(super) struct Troubles {
     joining: bool,
+    offsets: Option<String>,
     brokers: Option<String>,
     partitions: BTreeMap<(String, i32), String>,
 }
@@ -72,12 +75,13 @@ impl Troubles {
     /// What is said of them at `/ready`.
     pub(super) fn list(&self) -> Vec<String> {
         let joining = self.joining.then(|| "kafka: joining the consumer group".to_owned());
-        joining.into_iter().chain(self.brokers.clone()).chain(self.partitions.values().cloned()).collect()
+        let others = self.offsets.iter().chain(&self.brokers).chain(self.partitions.values());
+        joining.into_iter().chain(others.cloned()).collect()
     }
 
     /// Whether there is none, without making the list.
     pub(super) fn is_empty(&self) -> bool {
-        !self.joining && self.brokers.is_none() && self.partitions.is_empty()
+        !self.joining && self.offsets.is_none() && self.brokers.is_none() && self.partitions.is_empty()
     }
 
     /// A broker answered.
@@ -113,19 +117,19 @@ pub(super) struct GroupContext {
     slots: Mutex<Slots>,
     troubles: Mutex<Troubles>,
     events: mpsc::Sender<Event>,
-    drain_timeout: Duration,
     from_latest: bool,
+    exactly_once: bool,
 }
 
 impl GroupContext {
-    pub(super) fn new(events: mpsc::Sender<Event>, drain_timeout: Duration, from_latest: bool) -> Self {
+    pub(super) fn new(events: mpsc::Sender<Event>, from_latest: bool, exactly_once: bool) -> Self {
         Self {
             queue: MessageQueue::detached(),
             slots: Mutex::default(),
             troubles: Mutex::new(Troubles { joining: true, ..Troubles::default() }),
             events,
-            drain_timeout,
             from_latest,
+            exactly_once,
         }
     }
 
@@ -137,61 +141,74 @@ impl GroupContext {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets in `partitions` where each is to be read from, as far as that can be learned. What is left
-    /// unset librdkafka looks up itself, and resets to the earliest record.
-    fn position(
+    /// Where each of `partitions` is read from. Exactly-once nothing else is done before that is known: what
+    /// is pending there must not be read as new. At-least-once librdkafka looks up what is unknown.
+    fn positions(
         &self,
         consumer: &BaseConsumer<Self>,
-        partitions: &mut TopicPartitionList,
-    ) -> Result<(), KafkaError> {
-        let committed = consumer.committed_offsets(partitions.clone(), ANSWER_TIMEOUT)?;
-        let mut starts = TopicPartitionList::new();
-        for element in committed.elements() {
-            element.error()?;
-            let (topic, partition) = (element.topic(), element.partition());
-            let offset = match element.offset() {
-                Offset::Offset(offset) => offset,
-                _ => {
-                    let (low, end) = consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?;
-                    if self.from_latest {
-                        starts.add_partition_offset(topic, partition, Offset::Offset(end))?;
+        partitions: &TopicPartitionList,
+    ) -> Result<Vec<Position>, String> {
+        let began = Instant::now();
+        loop {
+            match position::look_up(consumer, partitions, self.from_latest, self.exactly_once) {
+                Ok(positions) => {
+                    if self.troubles().offsets.take().is_some() {
+                        self.tell_troubles();
                     }
-                    if self.from_latest { end } else { low }
+                    return Ok(positions);
                 }
-            };
-            partitions.set_partition_offset(topic, partition, Offset::Offset(offset))?;
+                Err(Unknown::Metadata(reason)) => return Err(reason),
+                Err(Unknown::Offsets(reason)) if !self.exactly_once => {
+                    tracing::warn!(reason, "the committed offsets are not known; librdkafka looks them up");
+                    return Ok(position::unknown(partitions));
+                }
+                Err(Unknown::Offsets(reason)) if began.elapsed() >= POSITION_PATIENCE => {
+                    return Err(format!(
+                        "the committed offsets are not known after {}: {reason}; look after the brokers and \
+                         restart sluice",
+                        humantime::format_duration(POSITION_PATIENCE)
+                    ));
+                }
+                Err(Unknown::Offsets(_)) if self.events.is_closed() => {
+                    return Err("stopped before the committed offsets were known".into());
+                }
+                Err(Unknown::Offsets(reason)) => {
+                    let trouble = format!("kafka: the committed offsets are not known yet: {reason}");
+                    if self.troubles().offsets.replace(trouble.clone()).as_ref() != Some(&trouble) {
+                        tracing::warn!(reason, "the committed offsets are not known yet; asking again");
+                        self.tell_troubles();
+                    }
+                    std::thread::sleep(POSITION_PAUSE);
+                }
+            }
         }
-        if starts.count() > 0 {
-            consumer.commit(&starts, CommitMode::Sync)?;
-        }
-        Ok(())
     }
 
-    fn assign(&self, partitions: &TopicPartitionList) {
+    /// The reader tells them too, but not while it is held up in a rebalance.
+    fn tell_troubles(&self) {
+        let list = self.troubles().list();
+        let _ = self.events.blocking_send(Event::IntakeTrouble(list));
+    }
+
+    fn assign(&self, positions: Vec<Position>) -> Result<TopicPartitionList, KafkaError> {
+        let mut partitions = TopicPartitionList::with_capacity(positions.len());
         let mut assigned = Vec::new();
         let mut slots = self.slots();
-        for element in partitions.elements() {
-            self.queue.forward(element.topic(), element.partition());
+        for Position { partition: id, committed, read_from, pending } in positions {
+            self.queue.forward(&id.topic, id.partition);
+            let mut element = partitions.add_partition(&id.topic, id.partition);
+            element.set_offset(read_from.map_or(Offset::Stored, Offset::Offset))?;
             let epoch = slots.next_epoch();
-            let id = PartitionId { topic: element.topic().into(), partition: element.partition() };
-            let position = match element.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            };
             slots.slots.retain(|slot| slot.id != id);
-            assigned.push(Assignment {
-                partition: id.clone(),
-                epoch,
-                position,
-                pending: PendingBatches::default(),
-            });
-            let next_offset = position.unwrap_or(0);
+            assigned.push(Assignment { partition: id.clone(), epoch, position: committed, pending });
+            let next_offset = read_from.unwrap_or(0);
             slots.slots.push(Slot { id, epoch, next_sequence: 0, next_offset, builder: None });
         }
         drop(slots);
         self.troubles().joining = false;
         // The flow is gone only when the pipeline is closing.
         let _ = self.events.blocking_send(Event::Assigned(assigned));
+        Ok(partitions)
     }
 
     fn revoke(&self, partitions: &TopicPartitionList, lost: bool) {
@@ -209,8 +226,9 @@ impl GroupContext {
         drop(slots);
         let (release, released) = sync_channel(1);
         if self.events.blocking_send(Event::Revoked { partitions: revoked, lost, release }).is_ok() {
-            // The flow keeps its own deadline; the margin is for it to notice.
-            let _ = released.recv_timeout(self.drain_timeout + Duration::from_secs(5));
+            // The flow keeps the deadline, and answers only when no commit is under way. One that is gone
+            // drops its end.
+            let _ = released.recv();
         }
     }
 }
@@ -240,15 +258,18 @@ impl ConsumerContext for GroupContext {
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let done = match event {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                if let Err(error) = self.position(consumer, partitions) {
-                    tracing::warn!(%error, "the committed offsets are not known; librdkafka looks them up");
-                }
-                self.assign(partitions);
-                if cooperative {
-                    consumer.incremental_assign(partitions)
-                } else {
-                    consumer.assign(partitions)
-                }
+                // Where nothing may be read, nothing is assigned: an answer is owed, and the pipeline ends.
+                let assigned = self.positions(consumer, partitions).unwrap_or_else(|reason| {
+                    let _ = self.events.blocking_send(Event::Broken(reason));
+                    Vec::new()
+                });
+                self.assign(assigned).and_then(|partitions| {
+                    if cooperative {
+                        consumer.incremental_assign(&partitions)
+                    } else {
+                        consumer.assign(&partitions)
+                    }
+                })
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 self.revoke(partitions, consumer.assignment_lost());

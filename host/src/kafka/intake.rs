@@ -24,9 +24,11 @@ use crate::pipeline::budget::Budget;
 use crate::pipeline::event::{Assignment, DeathNotice, Event, Taken};
 use crate::pipeline::workers::{Job, Refused, Workers};
 
+use super::copy::Copy;
 use super::group::{GroupContext, Slot, Slots};
 use super::offsets::GroupOffsets;
 use super::queue::Message;
+use super::transactions::{TransactionSettings, TransactionalOffsets};
 
 /// Longest wait for messages, and for rebalances while nothing may be read.
 const READ_TIMEOUT: Duration = Duration::from_millis(20);
@@ -46,8 +48,8 @@ pub struct IntakeSettings {
     pub group: String,
     /// Where a group without committed offsets starts: `earliest` or `latest`.
     pub start: &'static str,
-    /// Longest wait in a rebalance for the flow to settle what is in flight.
-    pub drain_timeout: Duration,
+    /// Whether nothing may be read before the group's offsets, and what is pending there, are known.
+    pub exactly_once: bool,
 }
 
 /// What an intake talks to.
@@ -92,15 +94,19 @@ impl Intake {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "false")
+            // Records of open or aborted transactions are not there; nor are offsets of open ones known.
+            .set("isolation.level", "read_committed")
             // Never past a record: `group` decides where a group without offsets starts.
             .set("auto.offset.reset", "earliest");
         // The KIP-848 protocol has its assignors at the broker and refuses this property.
-        if client.get("group.protocol").is_none_or(|protocol| protocol == "classic") {
+        if client.get("group.protocol").is_none_or(|protocol| protocol == "classic")
+            && client.get("partition.assignment.strategy").is_none()
+        {
             client.set("partition.assignment.strategy", "cooperative-sticky");
         }
         client.set_log_level(RDKafkaLogLevel::Info);
         let from_latest = settings.start == "latest";
-        let context = GroupContext::new(with.events.clone(), settings.drain_timeout, from_latest);
+        let context = GroupContext::new(with.events.clone(), from_latest, settings.exactly_once);
         let consumer: Arc<GroupConsumer> = Arc::new(client.create_with_context(context)?);
         attach(&consumer);
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
@@ -126,6 +132,23 @@ impl Intake {
     /// Never: the consumer is there until [`Self::close`].
     pub fn offset_store(&self) -> GroupOffsets {
         GroupOffsets::new(self.consumer.clone().expect("the intake is not closed"))
+    }
+
+    /// Where this group's offsets are committed exactly-once, each commit a transaction. One a pipeline:
+    /// a second one of the same settings fences the first. Needs [`IntakeSettings::exactly_once`].
+    ///
+    /// # Errors
+    /// When a setting is refused by librdkafka, or the thread by the system.
+    ///
+    /// # Panics
+    /// Never: the consumer is there until [`Self::close`].
+    pub fn transactional_offsets(
+        &self,
+        client: ClientConfig,
+        settings: TransactionSettings,
+    ) -> Result<TransactionalOffsets, KafkaError> {
+        let consumer = self.consumer.as_ref().expect("the intake is not closed");
+        TransactionalOffsets::start(client, settings, Arc::downgrade(consumer))
     }
 
     /// A handle that stops the reading, from anywhere.
@@ -406,22 +429,18 @@ fn append(
     now: Instant,
     record_bytes: &mut usize,
 ) -> Option<Outgoing> {
-    let (key, payload, headers) = (message.key(), message.payload(), message.headers());
-    let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
-    let header_bytes: usize = headers.iter().map(|(name, value)| name.len() + length(*value)).sum();
-    let content = length(payload) + length(key) + header_bytes;
-    *record_bytes = (*record_bytes * 7 + content + 64) / 8;
+    let copy = Copy::of(message);
+    *record_bytes = (*record_bytes * 7 + copy.bytes() + 64) / 8;
     let offset = message.offset();
     let full = match &slot.builder {
-        Some((builder, _)) if builder.refuses(offset, content) => finish(slot),
+        Some((builder, _)) if copy.is_refused_by(builder) => finish(slot),
         _ => None,
     };
     slot.next_offset = offset + 1;
     let (builder, _) = slot
         .builder
         .get_or_insert_with(|| (ChunkBuilder::new(slot.id.topic.clone(), slot.id.partition, offset), now));
-    let headers = headers.iter().map(|(name, value)| (&**name, *value));
-    builder.push(offset, message.timestamp(), key, payload, headers);
+    copy.push_to(builder);
     full
 }
 

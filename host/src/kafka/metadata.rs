@@ -232,7 +232,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn settings(brokers: String) -> KafkaSettings {
-        KafkaSettings { brokers, properties: Properties::default() }
+        KafkaSettings { brokers, instance: None, properties: Properties::default() }
     }
 
     fn need(topic: &str) -> TopicNeed {

@@ -1,18 +1,23 @@
-//! Kafka: consumer group and intake, dead-letter producer, offsets.
+//! Kafka: consumer group and intake, dead-letter producer, offsets, transactions.
 //!
-//! Everything goes through librdkafka (crate `rdkafka`); unsafe code is in `queue`,
-//! and where `intake` gives it the client's handle.
+//! Everything goes through librdkafka (crate `rdkafka`); unsafe code is in `queue`
+//! and `membership`, and where `intake` and `slices` give the former a client's handle.
 
 use rdkafka::config::RDKafkaLogLevel;
 
 pub mod client;
+mod copy;
 pub mod dead_letters;
 mod group;
 pub mod intake;
+mod membership;
 pub mod metadata;
 pub mod offsets;
+mod position;
 mod queue;
 pub mod reader;
+pub mod slices;
+pub mod transactions;
 
 /// Sends librdkafka's log to ours.
 fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use rdkafka::Offset;
 use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
-use crate::pipeline::ports::{Commit, CommitError, OffsetStore};
+use crate::pipeline::ports::{Commit, CommitError, CommitPoint, OffsetStore};
 
 use super::intake::GroupConsumer;
 
@@ -27,13 +28,7 @@ impl OffsetStore for GroupOffsets {
         let consumer = self.consumer.clone();
         let points = commit.points;
         let commit = move || {
-            let mut list = TopicPartitionList::with_capacity(points.len());
-            for point in &points {
-                list.add_partition_offset(&point.topic, point.partition, Offset::Offset(point.offset))?;
-                if let Some(mut element) = list.find_partition(&point.topic, point.partition) {
-                    element.set_metadata(&point.metadata);
-                }
-            }
+            let list = list(&points)?;
             consumer.commit(&list, CommitMode::Sync)
         };
         match tokio::task::spawn_blocking(commit).await {
@@ -43,4 +38,15 @@ impl OffsetStore for GroupOffsets {
             Err(error) => Err(CommitError::Refused(format!("the commit did not run: {error}"))),
         }
     }
+}
+
+/// Points as librdkafka takes them.
+pub(super) fn list(points: &[CommitPoint]) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(points.len());
+    for point in points {
+        let mut element = list.add_partition(&point.topic, point.partition);
+        element.set_offset(Offset::Offset(point.offset))?;
+        element.set_metadata(&point.metadata);
+    }
+    Ok(list)
 }

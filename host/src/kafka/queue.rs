@@ -141,6 +141,11 @@ impl<'a> Message<'a> {
         Some(text.to_string_lossy().into_owned())
     }
 
+    /// Whether it stands for the end of a partition.
+    pub(super) fn is_partition_end(&self) -> bool {
+        self.raw.err == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF
+    }
+
     /// Whether the error stands for records that cannot be read, behind which librdkafka goes on.
     pub(super) fn is_unreadable(&self) -> bool {
         use sys::rd_kafka_resp_err_t as Code;
