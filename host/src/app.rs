@@ -20,7 +20,7 @@ use crate::clickhouse::migrations::{Migrations, Migrator};
 use crate::clickhouse::schema::SchemaError;
 use crate::clickhouse::settings::ClickHouseSettings;
 use crate::clickhouse::sink::{ClickHouseMetrics, ClickHouseSink};
-use crate::config::{Config, Delivery, PipelineConfig};
+use crate::config::{Config, PipelineConfig};
 use crate::domain::batch::BatchLimits;
 use crate::domain::retry::{RetryPolicy, Retryability};
 use crate::kafka::client::client_config;
@@ -364,7 +364,7 @@ fn start_pipeline(
             topics: pipeline.topics.clone(),
             group: pipeline.group.clone(),
             start: pipeline.start.as_str(),
-            exactly_once: pipeline.delivery == Delivery::ExactlyOnce,
+            delivery: pipeline.delivery,
         },
         IntakeCollaborators {
             events,

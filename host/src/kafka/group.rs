@@ -23,7 +23,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::ChunkBuilder;
-use crate::domain::ledger::{Epoch, PartitionId};
+use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::pipeline::event::{Assignment, Event};
 
 use super::log;
@@ -122,14 +122,14 @@ pub(super) struct GroupContext {
 }
 
 impl GroupContext {
-    pub(super) fn new(events: mpsc::Sender<Event>, from_latest: bool, exactly_once: bool) -> Self {
+    pub(super) fn new(events: mpsc::Sender<Event>, from_latest: bool, delivery: Delivery) -> Self {
         Self {
             queue: MessageQueue::detached(),
             slots: Mutex::default(),
             troubles: Mutex::new(Troubles { joining: true, ..Troubles::default() }),
             events,
             from_latest,
-            exactly_once,
+            exactly_once: delivery == Delivery::ExactlyOnce,
         }
     }
 

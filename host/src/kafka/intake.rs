@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
 use crate::domain::intent::PendingBatches;
-use crate::domain::ledger::{Epoch, PartitionId};
+use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::event::{Assignment, DeathNotice, Event, Taken};
@@ -48,8 +48,8 @@ pub struct IntakeSettings {
     pub group: String,
     /// Where a group without committed offsets starts: `earliest` or `latest`.
     pub start: &'static str,
-    /// Whether nothing may be read before the group's offsets, and what is pending there, are known.
-    pub exactly_once: bool,
+    /// Exactly-once nothing is read before the group's offsets, and what is pending there, are known.
+    pub delivery: Delivery,
 }
 
 /// What an intake talks to.
@@ -106,7 +106,7 @@ impl Intake {
         }
         client.set_log_level(RDKafkaLogLevel::Info);
         let from_latest = settings.start == "latest";
-        let context = GroupContext::new(with.events.clone(), from_latest, settings.exactly_once);
+        let context = GroupContext::new(with.events.clone(), from_latest, settings.delivery);
         let consumer: Arc<GroupConsumer> = Arc::new(client.create_with_context(context)?);
         attach(&consumer);
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
@@ -135,7 +135,7 @@ impl Intake {
     }
 
     /// Where this group's offsets are committed exactly-once, each commit a transaction. One a pipeline:
-    /// a second one of the same settings fences the first. Needs [`IntakeSettings::exactly_once`].
+    /// a second one of the same settings fences the first. For an intake whose delivery is exactly-once.
     ///
     /// # Errors
     /// When a setting is refused by librdkafka, or the thread by the system.
