@@ -5,49 +5,45 @@
 //! refused here, before any record is read; what may come back by itself is waited for, with the
 //! reason at `/ready`. [`App::wait`] ends when everything has drained.
 
+mod archive;
+mod pipeline;
+
 use std::sync::Arc;
 use std::thread::JoinHandle as ThreadHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use prometheus::Registry;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminSources};
+use crate::clickhouse::archive::RevisionArchive;
 use crate::clickhouse::migrations::{Migrations, Migrator};
 use crate::clickhouse::schema::SchemaError;
 use crate::clickhouse::settings::ClickHouseSettings;
 use crate::clickhouse::sink::{ClickHouseMetrics, ClickHouseSink};
-use crate::config::{Config, PipelineConfig};
-use crate::domain::batch::BatchLimits;
+use crate::config::{Config, Delivery, PipelineConfig};
+use crate::domain::module::ArchivedModule;
 use crate::domain::retry::{RetryPolicy, Retryability};
-use crate::kafka::client::client_config;
-use crate::kafka::dead_letters::DeadLetterProducer;
-use crate::kafka::intake::{Intake, IntakeCollaborators, IntakeSettings};
 use crate::kafka::metadata::{self, TopicNeed};
-use crate::pipeline::binding::{BoundChain, ChainSlot, TableBinding};
+use crate::pipeline::binding::{BoundChain, TableBinding};
 use crate::pipeline::budget::Budget;
-use crate::pipeline::flow::{Collaborators, Flow, FlowSettings};
 use crate::pipeline::metrics::PipelineMetrics;
 use crate::pipeline::ports::Chain;
 use crate::pipeline::status::PipelineStatus;
-use crate::pipeline::trouble::Trouble;
 use crate::pipeline::workers::Workers;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 use crate::wasm::{ChainSettings, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
 
-/// Events under way between the threads of a pipeline and its flow.
-const EVENTS: usize = 1024;
+use pipeline::{Parts, start_pipeline};
+
 /// Longest wait for Kafka's answer about topics.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a drain may take beyond its deadline, for the pipelines to say themselves what is unfinished.
 const GRACE: Duration = Duration::from_secs(3);
-/// Longest wait for dead letters that nobody waits for any more, when a pipeline closes.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// A running Sluice.
 pub struct App {
     shutdown: Shutdown,
@@ -102,15 +98,21 @@ impl App {
             }
         });
 
-        let chains = load_chains(&config, wasm_metrics).await?;
+        let engine = WasmEngine::new(config.resources.worker_threads())?;
+        let modules = Arc::new(ModuleRegistry::new(engine, wasm_metrics));
+        let chains = load_chains(&config, &modules).await?;
         let settings = clickhouse_settings(&config);
+        let revisions = RevisionArchive::new(&settings);
         let sink = Arc::new(ClickHouseSink::new(&settings, sink_metrics));
         let bound = async {
             if config.clickhouse.migrate_at_start {
                 migrate(&config, &settings, &readiness).await?;
             }
             let mut bound = Vec::new();
-            for (pipeline, chain) in config.pipelines.iter().zip(chains) {
+            for (pipeline, (chain, files)) in config.pipelines.iter().zip(chains) {
+                if pipeline.delivery == Delivery::ExactlyOnce {
+                    archive(&revisions, &files, &readiness).await?;
+                }
                 bound.push(bind(pipeline, chain, &sink, &readiness).await?);
             }
             check_topics(&config, &readiness).await?;
@@ -133,6 +135,8 @@ impl App {
                 Parts {
                     chain,
                     sink: sink.clone(),
+                    revisions: revisions.clone(),
+                    modules: modules.clone(),
                     workers: workers.clone(),
                     metrics: metrics.clone(),
                     budget: Budget::new(share),
@@ -232,15 +236,33 @@ pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettin
     }
 }
 
-async fn load_chains(config: &Config, metrics: WasmMetrics) -> Result<Vec<WasmChain>> {
-    let workers = config.resources.worker_threads();
+/// The chain of each pipeline, with what the archive keeps of its modules.
+async fn load_chains(
+    config: &Config,
+    registry: &Arc<ModuleRegistry>,
+) -> Result<Vec<(WasmChain, Vec<ArchivedModule>)>> {
     let settings: Vec<_> = config.pipelines.iter().map(|pipeline| chain_settings(config, pipeline)).collect();
+    let registry = registry.clone();
     // Compiling takes a tenth of a second a module.
     tokio::task::spawn_blocking(move || {
-        let registry = ModuleRegistry::new(WasmEngine::new(workers)?, metrics);
-        settings.iter().map(|settings| Ok(registry.load_chain(settings)?)).collect()
+        settings.iter().map(|settings| Ok(registry.load_chain_and_files(settings)?)).collect()
     })
     .await?
+}
+
+/// Keeps modules for recovery before the first record meets them.
+async fn archive(archive: &RevisionArchive, modules: &[ArchivedModule], readiness: &Readiness) -> Result<()> {
+    retry("clickhouse", readiness, async || {
+        let stored = async {
+            archive.ensure().await?;
+            archive.store(modules).await
+        };
+        match stored.await {
+            Err(error) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
+            stored => stored.map_err(|error| Never(error.into())),
+        }
+    })
+    .await
 }
 
 async fn migrate(config: &Config, settings: &ClickHouseSettings, readiness: &Readiness) -> Result<()> {
@@ -333,92 +355,6 @@ async fn retry<T>(
     unreachable!("the attempts have no end")
 }
 
-/// What the start has made ready for a pipeline.
-struct Parts {
-    chain: Arc<BoundChain>,
-    sink: Arc<ClickHouseSink>,
-    workers: Workers,
-    metrics: PipelineMetrics,
-    budget: Budget,
-    status: watch::Sender<PipelineStatus>,
-}
-
-/// Starts a pipeline; the future ends when it has drained.
-fn start_pipeline(
-    config: &Config,
-    pipeline: &PipelineConfig,
-    parts: Parts,
-    shutdown: Shutdown,
-) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
-    let client = client_config(&config.kafka);
-    let chain = ChainSlot::new(parts.chain);
-    let (events, heard) = mpsc::channel(EVENTS);
-    let dead_letters = Arc::new(
-        DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name).with_context(
-            || format!("pipelines.{}: the dead-letter producer does not start", pipeline.name),
-        )?,
-    );
-    let intake = Intake::start(
-        client,
-        IntakeSettings {
-            topics: pipeline.topics.clone(),
-            group: pipeline.group.clone(),
-            start: pipeline.start.as_str(),
-            delivery: pipeline.delivery,
-        },
-        IntakeCollaborators {
-            events,
-            workers: parts.workers,
-            chain: chain.clone(),
-            budget: parts.budget.clone(),
-        },
-    )
-    .with_context(|| format!("pipelines.{}: the kafka consumer does not start", pipeline.name))?;
-    let flow = Flow::new(
-        FlowSettings {
-            pipeline: pipeline.name.as_str().into(),
-            delivery: pipeline.delivery,
-            batch: BatchLimits {
-                rows: pipeline.batch.rows,
-                bytes: pipeline.batch.bytes as usize,
-                linger: pipeline.batch.linger,
-            },
-            concurrent_inserts: pipeline.batch.concurrent_inserts,
-            drain_timeout: config.resources.drain_timeout,
-            retry: RetryPolicy::default(),
-        },
-        Collaborators {
-            sink: parts.sink,
-            dead_letters: dead_letters.clone(),
-            offsets: Arc::new(intake.offset_store()),
-            archive: Arc::new(NoArchive),
-            chain,
-            budget: parts.budget,
-            trouble: Trouble::default(),
-            metrics: parts.metrics,
-            entropy: Arc::new(rand::random::<u128>),
-            status: parts.status,
-        },
-    );
-    let stopper = intake.stopper();
-    Ok(async move {
-        let token = shutdown.token();
-        let stop = tokio::spawn(async move {
-            token.cancelled().await;
-            stopper.stop();
-        });
-        let ended = flow.run(heard).await;
-        stop.abort();
-        // Leaving the group and flushing block, and need what the flow held to be gone, as it is.
-        let closed = tokio::task::spawn_blocking(move || {
-            intake.close();
-            dead_letters.flush(FLUSH_TIMEOUT);
-        });
-        closed.await?;
-        Ok(ended?)
-    })
-}
-
 /// Topics that a pipeline needs.
 pub fn topic_needs(pipeline: &PipelineConfig) -> Vec<TopicNeed> {
     let key = |key: &str| format!("pipelines.{}.{key}", pipeline.name);
@@ -426,30 +362,4 @@ pub fn topic_needs(pipeline: &PipelineConfig) -> Vec<TopicNeed> {
         pipeline.topics.iter().map(|topic| TopicNeed { topic: topic.clone(), key: key("topics") }).collect();
     needs.push(TopicNeed { topic: pipeline.dead_letter_topic.clone(), key: key("dead_letter_topic") });
     needs
-}
-
-/// Stands in until the archive is wired.
-struct NoArchive;
-
-impl crate::pipeline::ports::Archive for NoArchive {
-    async fn records(
-        &self,
-        _: &[crate::domain::intent::IntentSlice],
-    ) -> std::result::Result<crate::pipeline::ports::Reread, crate::pipeline::ports::KafkaError> {
-        Ok(crate::pipeline::ports::Reread::default())
-    }
-    async fn chain(
-        &self,
-        _: &[crate::domain::verdict::Revision],
-    ) -> std::result::Result<Option<Arc<BoundChain>>, String> {
-        Err("not wired".into())
-    }
-    async fn judge(
-        &self,
-        _: &Arc<BoundChain>,
-        _: Arc<crate::domain::chunk::Chunk>,
-        _: Vec<crate::pipeline::ports::Forced>,
-    ) -> std::result::Result<crate::domain::verdict::ChunkVerdicts, String> {
-        Err("not wired".into())
-    }
 }

@@ -1,0 +1,165 @@
+//! One pipeline: its adapters, put together with its flow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::{mpsc, watch};
+
+use crate::clickhouse::archive::RevisionArchive;
+use crate::clickhouse::sink::ClickHouseSink;
+use crate::config::{Config, Delivery, PipelineConfig};
+use crate::domain::batch::BatchLimits;
+use crate::domain::retry::RetryPolicy;
+use crate::kafka::client::client_config;
+use crate::kafka::dead_letters::DeadLetterProducer;
+use crate::kafka::intake::{Intake, IntakeCollaborators, IntakeSettings};
+use crate::kafka::offsets::GroupOffsets;
+use crate::kafka::slices::SliceReader;
+use crate::kafka::transactions::{TransactionSettings, TransactionalOffsets};
+use crate::pipeline::binding::{BoundChain, ChainSlot};
+use crate::pipeline::budget::Budget;
+use crate::pipeline::flow::{Collaborators, Flow, FlowSettings};
+use crate::pipeline::metrics::PipelineMetrics;
+use crate::pipeline::ports::{Commit, CommitError, OffsetStore};
+use crate::pipeline::status::PipelineStatus;
+use crate::pipeline::trouble::Trouble;
+use crate::pipeline::workers::Workers;
+use crate::shutdown::Shutdown;
+use crate::wasm::ModuleRegistry;
+
+use super::archive::PipelineArchive;
+
+/// Events under way between the threads of a pipeline and its flow.
+const EVENTS: usize = 1024;
+/// Longest wait for dead letters that nobody waits for any more, when a pipeline closes.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for a record that is read again.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where offsets go, by what the pipeline promises.
+enum Offsets {
+    Plain(GroupOffsets),
+    Transactional(TransactionalOffsets),
+}
+
+impl OffsetStore for Offsets {
+    async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
+        match self {
+            Self::Plain(offsets) => offsets.commit(commit).await,
+            Self::Transactional(offsets) => offsets.commit(commit).await,
+        }
+    }
+}
+
+/// What the start has made ready for a pipeline.
+pub(super) struct Parts {
+    pub(super) chain: Arc<BoundChain>,
+    pub(super) sink: Arc<ClickHouseSink>,
+    pub(super) revisions: RevisionArchive,
+    pub(super) modules: Arc<ModuleRegistry>,
+    pub(super) workers: Workers,
+    pub(super) metrics: PipelineMetrics,
+    pub(super) budget: Budget,
+    pub(super) status: watch::Sender<PipelineStatus>,
+}
+
+/// Starts a pipeline; the future ends when it has drained.
+pub(super) fn start_pipeline(
+    config: &Config,
+    pipeline: &PipelineConfig,
+    parts: Parts,
+    shutdown: Shutdown,
+) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
+    let client = client_config(&config.kafka);
+    let chain = ChainSlot::new(parts.chain);
+    let (events, heard) = mpsc::channel(EVENTS);
+    let dead_letters = Arc::new(
+        DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name).with_context(
+            || format!("pipelines.{}: the dead-letter producer does not start", pipeline.name),
+        )?,
+    );
+    let intake = Intake::start(
+        client.clone(),
+        IntakeSettings {
+            topics: pipeline.topics.clone(),
+            group: pipeline.group.clone(),
+            start: pipeline.start.as_str(),
+            delivery: pipeline.delivery,
+        },
+        IntakeCollaborators {
+            events,
+            workers: parts.workers,
+            chain: chain.clone(),
+            budget: parts.budget.clone(),
+        },
+    )
+    .with_context(|| format!("pipelines.{}: the kafka consumer does not start", pipeline.name))?;
+    let offsets = match pipeline.delivery {
+        Delivery::AtLeastOnce => Offsets::Plain(intake.offset_store()),
+        Delivery::ExactlyOnce => {
+            let settings = TransactionSettings {
+                group: pipeline.group.clone(),
+                instance: config.kafka.instance(),
+                dead_letter_topic: pipeline.dead_letter_topic.clone(),
+                pipeline: pipeline.name.clone(),
+            };
+            let offsets = intake.transactional_offsets(client.clone(), settings).with_context(|| {
+                format!("pipelines.{}: the transactional producer does not start", pipeline.name)
+            })?;
+            Offsets::Transactional(offsets)
+        }
+    };
+    let archive = PipelineArchive {
+        pipeline: pipeline.clone(),
+        limits: config.modules.clone(),
+        records: SliceReader::new(client, READ_PATIENCE),
+        revisions: parts.revisions,
+        registry: parts.modules,
+        sink: parts.sink.clone(),
+        last: Default::default(),
+    };
+    let flow = Flow::new(
+        FlowSettings {
+            pipeline: pipeline.name.as_str().into(),
+            delivery: pipeline.delivery,
+            batch: BatchLimits {
+                rows: pipeline.batch.rows,
+                bytes: pipeline.batch.bytes as usize,
+                linger: pipeline.batch.linger,
+            },
+            concurrent_inserts: pipeline.batch.concurrent_inserts,
+            drain_timeout: config.resources.drain_timeout,
+            retry: RetryPolicy::default(),
+        },
+        Collaborators {
+            sink: parts.sink,
+            dead_letters: dead_letters.clone(),
+            offsets: Arc::new(offsets),
+            archive: Arc::new(archive),
+            chain,
+            budget: parts.budget,
+            trouble: Trouble::default(),
+            metrics: parts.metrics,
+            entropy: Arc::new(rand::random::<u128>),
+            status: parts.status,
+        },
+    );
+    let stopper = intake.stopper();
+    Ok(async move {
+        let token = shutdown.token();
+        let stop = tokio::spawn(async move {
+            token.cancelled().await;
+            stopper.stop();
+        });
+        let ended = flow.run(heard).await;
+        stop.abort();
+        // Leaving the group and flushing block, and need what the flow held to be gone, as it is.
+        let closed = tokio::task::spawn_blocking(move || {
+            intake.close();
+            dead_letters.flush(FLUSH_TIMEOUT);
+        });
+        closed.await?;
+        Ok(ended?)
+    })
+}
