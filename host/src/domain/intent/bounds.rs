@@ -1,16 +1,15 @@
 //! Bounds within which the pending batches of a lane always fit into Kafka's commit metadata.
 //!
 //! How they were chosen, with the figures: docs/INTENT_FORMAT.md. Whatever keeps to all of them
-//! fits, with room to cut a batch in two (a test builds the worst case); what exceeds one of them
-//! may still fit, since the worst of everything seldom meets, and
-//! [`PendingBatches::fits_with_a_cut`](super::PendingBatches::fits_with_a_cut) tells.
+//! fits (a test builds the worst case); what exceeds one of them may still fit, since the worst of
+//! everything seldom meets, and [`PendingBatches::fits`](super::PendingBatches::fits) tells.
 
 use crate::domain::ledger::PartitionId;
 
 /// Kafka's default `offset.metadata.max.bytes`: longer metadata is refused, and the commit with it.
 pub const METADATA_LIMIT: usize = 4096;
 
-/// Most batches of a lane that are pending at once; two pieces of one batch that was cut count as one.
+/// Most batches of a lane that are pending at once.
 pub const PENDING_BATCHES: usize = 4;
 
 /// Most partitions in a lane.
@@ -42,9 +41,6 @@ pub const FORCED_RUNS: usize = 8;
 /// Most offsets that a batch spans, summed over its slices. Records that compaction took away
 /// count too.
 pub const SPAN: i64 = 1 << 24;
-
-/// Bytes, before base64, by which the list grows at most when a batch is cut in two.
-pub const CUT_BYTES: usize = 64;
 
 /// Whether a lane may consist of `partitions`.
 pub fn lane_holds<'a>(partitions: impl IntoIterator<Item = &'a PartitionId>) -> bool {

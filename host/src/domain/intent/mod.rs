@@ -5,8 +5,7 @@
 //! and its bounds are described in docs/INTENT_FORMAT.md; `wire` and `text` write and read it.
 //!
 //! Invariants:
-//! - an intent has one slice a partition, by topic and number, none of them empty: a batch that is
-//!   cut in this order gives two batches that are again such slices;
+//! - an intent has one slice a partition, by topic and number, none of them empty;
 //! - forced rejections lie within the slices, in their order, and do not overlap;
 //! - reading never panics, whatever the text, and holds memory in proportion to it.
 
@@ -180,52 +179,6 @@ impl Intent {
         Self::new(batch.id, slices, chain, forced, digest(&batch.parts))
     }
 
-    /// Both batches that this one becomes when it is cut before the record at `offset` of
-    /// `partition`: what comes before in the order of the slices, and the rest. `None` when one
-    /// of them would have no record. `first` and `second` are their identities, drawn anew, and
-    /// `first_digest` is of the records of the first.
-    pub fn cut(
-        &self,
-        partition: &PartitionId,
-        offset: i64,
-        first: BatchId,
-        second: BatchId,
-        first_digest: VerdictDigest,
-    ) -> Option<(Self, Self)> {
-        let at = self.slices.iter().position(|slice| slice.partition == *partition)?;
-        let cut = &self.slices[at];
-        if offset < cut.start || offset > cut.end {
-            return None;
-        }
-        let whole = |range: std::ops::Range<usize>| self.slices[range].iter().cloned();
-        let part = |start: i64, end: i64| {
-            (start < end).then(|| IntentSlice { partition: partition.clone(), start, end })
-        };
-        let before: Vec<_> = whole(0..at).chain(part(cut.start, offset)).collect();
-        let after: Vec<_> =
-            part(offset, cut.end).into_iter().chain(whole(at + 1..self.slices.len())).collect();
-        let shift = if offset < cut.end { at } else { at + 1 };
-        let (mut forced_before, mut forced_after) = (Vec::new(), Vec::new());
-        for run in &self.forced {
-            let middle = match run.slice.cmp(&at) {
-                std::cmp::Ordering::Less => run.end,
-                std::cmp::Ordering::Equal => offset.clamp(run.start, run.end),
-                std::cmp::Ordering::Greater => run.start,
-            };
-            if run.start < middle {
-                forced_before.push(ForcedRun { end: middle, ..*run });
-            }
-            if middle < run.end {
-                forced_after.push(ForcedRun { slice: run.slice - shift, start: middle, ..*run });
-            }
-        }
-        let chain = || Arc::clone(&self.chain);
-        Some((
-            Self::new(first, before, chain(), forced_before, first_digest).ok()?,
-            Self::new(second, after, chain(), forced_after, self.digest - first_digest).ok()?,
-        ))
-    }
-
     /// Identity, which the deduplication token is made of.
     pub fn id(&self) -> BatchId {
         self.id
@@ -330,8 +283,7 @@ pub struct PendingBatches {
 }
 
 impl PendingBatches {
-    /// A list in the order in which the batches were sealed. The pieces of a batch that was cut
-    /// stand in its place.
+    /// A list in the order in which the batches were sealed.
     pub fn new(intents: Vec<Intent>) -> Self {
         Self { intents }
     }
@@ -371,12 +323,6 @@ impl PendingBatches {
     /// Whether Kafka takes the text.
     pub fn fits(&self) -> bool {
         self.encoded_len() <= bounds::METADATA_LIMIT
-    }
-
-    /// Whether Kafka takes the text, and also the text in which a batch of the list was cut in
-    /// two. To be asked before a batch joins the list: one that ClickHouse refuses must be cut.
-    pub fn fits_with_a_cut(&self) -> bool {
-        text::length(wire::write(&self.intents).len() + bounds::CUT_BYTES) <= bounds::METADATA_LIMIT
     }
 
     /// Reads the metadata of a partition; `None` when nothing is pending.

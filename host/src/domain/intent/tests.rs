@@ -5,7 +5,7 @@ mod bounds;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::bounds::{CUT_BYTES, PARTITION_NUMBER};
+use super::bounds::PARTITION_NUMBER;
 use super::*;
 use crate::domain::chunk::ChunkBuilder;
 use crate::domain::verdict::{ChunkVerdicts, OutputRows};
@@ -157,31 +157,6 @@ fn the_intent_of_a_batch_has_its_slices_and_runs_of_forced_rejections() {
     assert_eq!(at(5, 120), Some((1, ForcedKind::Timeout)));
     assert_eq!([at(5, 102), at(5, 123), at(2, 100), at(3, 0)], [None; 4]);
     assert_eq!(Intent::of(&batch, chain([0, 2])), Err(IntentFault::Module));
-}
-
-#[test]
-fn a_cut_shares_slices_and_forced_rejections_out() {
-    let intent = two_batches().intents()[0].clone();
-    let (first, second, digest) = (BatchId(1), BatchId(2), VerdictDigest(10));
-    let (before, after) = intent.cut(&partition("purchases", 7), 27, first, second, digest).unwrap();
-    assert_eq!(before.slices(), [slice("purchases", 0, 1000, 1500), slice("purchases", 7, 20, 27)]);
-    assert_eq!(after.slices(), [slice("purchases", 7, 27, 30), slice("refunds", 7, 0, 1)]);
-    assert_eq!(
-        before.forced(),
-        [run(0, 1001, 1002, 0, ForcedKind::Timeout), run(1, 25, 27, 2, ForcedKind::Memory)]
-    );
-    assert_eq!(after.forced(), [run(0, 27, 30, 2, ForcedKind::Memory)]);
-    assert_eq!((before.id(), after.id()), (first, second));
-    assert_eq!(before.digest() + after.digest(), intent.digest());
-
-    let at = |number, offset| intent.cut(&partition("purchases", number), offset, first, second, digest);
-    let (before, after) = at(0, 1500).unwrap();
-    assert_eq!((before.slices().len(), after.slices().len()), (1, 2));
-    assert_eq!(after.forced(), [run(0, 25, 30, 2, ForcedKind::Memory)]);
-    for none in [at(0, 1000), at(0, 999), at(7, 31), at(3, 5)] {
-        assert_eq!(none, None);
-    }
-    assert_eq!(intent.cut(&partition("refunds", 7), 1, first, second, digest), None);
 }
 
 // --- Lists as they come: slices of a partition touch or leave a gap -------------------------------
@@ -339,33 +314,6 @@ proptest! {
             prop_assert!(of_partition.intents().contains(&removed));
             let texts = list.texts([&slice.partition, &partition("other", 0), &slice.partition]);
             prop_assert_eq!(texts, [of_partition.encode(), String::new(), of_partition.encode()]);
-        }
-    }
-
-    #[test]
-    fn a_cut_adds_no_more_than_its_reserve(list in lists(), batch in any::<Index>(), at in any::<(Index, Index)>()) {
-        let mut intents = list.intents().to_vec();
-        let batch = batch.index(intents.len());
-        let cut = &intents[batch].slices()[at.0.index(intents[batch].slices().len())];
-        let offset = cut.start + at.1.index((cut.end - cut.start) as usize) as i64;
-        let pieces = intents[batch].cut(&cut.partition, offset, BatchId(1), BatchId(2), VerdictDigest(3));
-        if let Some((first, second)) = pieces {
-            let before = wire::write(&intents).len();
-            for slice in intents[batch].slices() {
-                for offset in (slice.start..slice.end.min(slice.start + 5)).chain([slice.end - 1]) {
-                    let holds = |piece: &Intent| {
-                        piece.slice(&slice.partition).is_some_and(|of| (of.start..of.end).contains(&offset))
-                    };
-                    prop_assert!(holds(&first) != holds(&second));
-                    let piece = if holds(&first) { &first } else { &second };
-                    prop_assert_eq!(
-                        piece.forced_at(&slice.partition, offset),
-                        intents[batch].forced_at(&slice.partition, offset)
-                    );
-                }
-            }
-            intents.splice(batch..=batch, [first, second]);
-            prop_assert!(wire::write(&intents).len() <= before + CUT_BYTES);
         }
     }
 }

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::super::bounds::{
-    CHAINS, CUT_BYTES, FORCED_RUNS, METADATA_LIMIT, PARTITION_NUMBER, PARTITIONS, PENDING_BATCHES, REVISIONS,
-    SPAN, TOPIC_BYTES, TOPIC_OVERHEAD, lane_holds,
+    CHAINS, FORCED_RUNS, METADATA_LIMIT, PARTITION_NUMBER, PARTITIONS, PENDING_BATCHES, REVISIONS, SPAN,
+    TOPIC_BYTES, TOPIC_OVERHEAD, lane_holds,
 };
 use super::super::*;
 use super::{chain, forced_of, partition, run, slice};
@@ -110,22 +110,13 @@ const PAYLOAD_BOUND: usize = {
 
 #[test]
 fn the_worst_case_within_the_bounds_fits() {
-    assert!(text::length(PAYLOAD_BOUND + CUT_BYTES) <= METADATA_LIMIT, "{PAYLOAD_BOUND}");
+    assert!(text::length(PAYLOAD_BOUND) <= METADATA_LIMIT, "{PAYLOAD_BOUND}");
     let mut largest = 0;
     for lane in widest_lanes() {
         let list = widest_list(&lane);
-        assert!(list.fits_with_a_cut(), "{} bytes", list.encoded_len());
+        assert!(list.fits(), "{} bytes", list.encoded_len());
         assert_eq!(PendingBatches::decode(&list.encode()), Ok(Some(list.clone())));
         largest = largest.max(wire::write(list.intents()).len());
-
-        // The oldest is cut in the middle of a slice and of a run.
-        let oldest = &list.intents()[0];
-        let cut = &oldest.slices()[FORCED_RUNS / 2];
-        let pieces = oldest.cut(&cut.partition, cut.end - 4, BatchId(1), BatchId(2), VerdictDigest(3));
-        let (first, second) = pieces.unwrap();
-        let mut intents = list.intents().to_vec();
-        intents.splice(0..1, [first, second]);
-        assert!(PendingBatches::new(intents).fits());
     }
     assert!((PAYLOAD_BOUND - 64..=PAYLOAD_BOUND).contains(&largest), "{largest} of {PAYLOAD_BOUND}");
 
@@ -135,7 +126,7 @@ fn the_worst_case_within_the_bounds_fits() {
     assert!(!PendingBatches::new(more).fits());
 }
 
-/// However large its numbers are, a batch that is pending alone can be written down, and cut: a
+/// However large its numbers are, a batch that is pending alone can be written down: a
 /// lane never waits for something that does not come.
 #[test]
 fn one_batch_alone_always_fits() {
@@ -147,16 +138,8 @@ fn one_batch_alone_always_fits() {
         assert!(lane_holds(&lane));
         let (starts, lengths) = ([i64::MAX / 2; PARTITIONS], [i64::MAX / 2; PARTITIONS]);
         let batch = widest_batch(&lane, &starts, &lengths, chain(0..REVISIONS as u8), 0);
-        let alone = PendingBatches::new(vec![batch.clone()]);
-        assert!(alone.fits_with_a_cut());
-
-        // Both the slice and the run of forced rejections become two, with the longest numbers.
-        let cut = &batch.slices()[FORCED_RUNS - 1];
-        let middle = cut.start + (cut.end - cut.start) / 2;
-        let (first, second) =
-            batch.cut(&cut.partition, middle, BatchId(1), BatchId(2), VerdictDigest(3)).unwrap();
-        let grown = wire::write(&[first, second]).len() - wire::write(alone.intents()).len();
-        assert!((CUT_BYTES - 16..=CUT_BYTES).contains(&grown), "{grown}");
+        let alone = PendingBatches::new(vec![batch]);
+        assert!(alone.fits());
     }
 }
 
@@ -192,7 +175,7 @@ fn one_chunk_with_any_forced_rejections_fits() {
         let intent =
             Intent::new(BatchId(0), slices, chain(0..16), forced.collect(), VerdictDigest(0)).unwrap();
         let list = PendingBatches::new(vec![intent]);
-        assert!(list.fits_with_a_cut(), "{}", list.encoded_len());
+        assert!(list.fits(), "{}", list.encoded_len());
     }
 }
 
@@ -252,7 +235,7 @@ fn within_bounds() -> impl Strategy<Value = PendingBatches> {
 proptest! {
     #[test]
     fn what_keeps_to_the_bounds_fits(list in within_bounds()) {
-        prop_assert!(list.fits_with_a_cut(), "{}", list.encoded_len());
+        prop_assert!(list.fits(), "{}", list.encoded_len());
         prop_assert!(wire::write(list.intents()).len() <= PAYLOAD_BOUND);
         prop_assert_eq!(PendingBatches::decode(&list.encode()), Ok(Some(list)));
     }
