@@ -30,18 +30,11 @@ pub(super) struct TransactionFault {
     pub(super) message: String,
     /// The same call is to be made again.
     pub(super) retriable: bool,
-    /// The transaction can only be aborted.
-    pub(super) abortable: bool,
 }
 
 impl From<RDKafkaError> for TransactionFault {
     fn from(error: RDKafkaError) -> Self {
-        Self {
-            code: error.code(),
-            message: error.string(),
-            retriable: error.is_retriable(),
-            abortable: error.txn_requires_abort(),
-        }
+        Self { code: error.code(), message: error.string(), retriable: error.is_retriable() }
     }
 }
 
@@ -87,7 +80,6 @@ impl Membership {
                 code: sys::rd_kafka_error_code(error).into(),
                 message: CStr::from_ptr(sys::rd_kafka_error_string(error)).to_string_lossy().into_owned(),
                 retriable: sys::rd_kafka_error_is_retriable(error) != 0,
-                abortable: sys::rd_kafka_error_txn_requires_abort(error) != 0,
             };
             sys::rd_kafka_error_destroy(error);
             Err(fault)

@@ -11,8 +11,9 @@
 //! - an answer is final. Until the broker has been asked to commit, nothing can happen any more once
 //!   this gives up. After that, where the broker's answer stays out or is an error, a new producer of
 //!   the same transactional id concludes what is open, and the committed offsets tell how it ended;
-//! - a producer of which an offset request may still be under way does no further transaction: it could
-//!   arrive in the next one, and move offsets back. Its successor has a higher epoch, which fences it.
+//! - a producer whose transaction failed does no further one. A request that is still under way could
+//!   arrive in the next one, and move offsets back; and librdkafka miscounts its messages after one
+//!   was refused. Its successor concludes the transaction, and has a higher epoch, which fences the rest.
 
 mod clients;
 
@@ -44,7 +45,7 @@ pub use clients::TransactionSettings;
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for an answer about offsets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time to begin with a new producer, or to abort, before that is told.
+/// Longest time to begin with a new producer before that is told.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Wait before a failed step is done again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -117,9 +118,7 @@ impl OffsetStore for TransactionalOffsets {
 
 /// How a transaction ended that was not committed.
 enum Failure {
-    /// Nothing of it happened, and the producer can go on.
-    Aborted(String),
-    /// Nothing of it will happen, and the producer cannot go on.
+    /// Nothing of it happened, nor will.
     Abandoned(String),
     /// It may have happened.
     Unknown(String),
@@ -263,10 +262,6 @@ impl Session {
                 self.producer = Some(producer);
                 Ok(())
             }
-            Err(Failure::Aborted(reason)) => {
-                self.producer = Some(producer);
-                Err(CommitError::Refused(reason))
-            }
             Err(Failure::Denied(reason)) => Err(CommitError::Broken(reason)),
             Err(Failure::Abandoned(reason)) => {
                 self.count_producer_fencing(&producer)?;
@@ -302,7 +297,8 @@ impl Session {
         for letter in &commit.letters {
             self.produce(producer, letter);
         }
-        while let Err(fault) = membership.send_offsets(producer.client(), &list, CALL_TIMEOUT) {
+        // One call has all the time: where it runs out, librdkafka does not resume it.
+        while let Err(fault) = membership.send_offsets(producer.client(), &list, DELIVERY_TIMEOUT) {
             if !fault.retriable || began.elapsed() >= DELIVERY_TIMEOUT || self.is_closing() {
                 return Err(self.give_up(producer, &fault, commit.letters.len()));
             }
@@ -316,7 +312,7 @@ impl Session {
         }
         if let Some(error) = producer.context().failure() {
             let reason = self.unpublished(&error, commit.letters.len());
-            return Err(abort(producer, reason));
+            return Err(Failure::Abandoned(reason));
         }
         while let Err(fault) = producer.commit_transaction(CALL_TIMEOUT).map_err(fault_of) {
             if !fault.retriable || self.is_closing() {
@@ -357,18 +353,7 @@ impl Session {
             ),
             None => format!("kafka refuses the offsets: {fault}"),
         };
-        // Only after an answer: a request that is under way could arrive in the next transaction.
-        let is_answered = matches!(
-            fault.code,
-            Code::IllegalGeneration
-                | Code::UnknownMemberId
-                | Code::FencedInstanceId
-                | Code::RebalanceInProgress
-                | Code::StaleMemberEpoch
-                | Code::TopicAuthorizationFailed
-                | Code::OffsetMetadataTooLarge
-        );
-        if fault.abortable && is_answered { abort(producer, reason) } else { Failure::Abandoned(reason) }
+        Failure::Abandoned(reason)
     }
 
     fn unpublished(&self, error: &ClientError, letters: usize) -> String {
@@ -432,17 +417,6 @@ impl Session {
     }
 }
 
-fn abort(producer: &TransactionalProducer, reason: String) -> Failure {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match producer.abort_transaction(CALL_TIMEOUT).map_err(fault_of) {
-            Ok(()) => return Failure::Aborted(reason),
-            Err(fault) if fault.retriable && Instant::now() < deadline => {}
-            Err(_) => return Failure::Abandoned(reason),
-        }
-    }
-}
-
 fn fault_of(error: ClientError) -> TransactionFault {
     match error {
         ClientError::Transaction(error) => error.into(),
@@ -451,7 +425,6 @@ fn fault_of(error: ClientError) -> TransactionFault {
             code: error.rdkafka_error_code().unwrap_or(Code::Unknown),
             message: error.to_string(),
             retriable: matches!(error, ClientError::Flush(_)),
-            abortable: false,
         },
     }
 }

@@ -6,5 +6,6 @@
 pub mod clickhouse_server;
 pub mod guests;
 pub mod kafka;
+pub mod member;
 pub mod sluice;
 pub mod verdicts;
