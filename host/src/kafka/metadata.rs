@@ -2,6 +2,7 @@
 //!
 //! [`survey`] asks a client of its own, made from the same settings as all others, so that TLS, SASL
 //! and rights are tried as well. Topics are never created by asking for them.
+//! [`check_transactions`] asks more than a question: it begins as the process itself would.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,11 +13,13 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
+use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaRespErr;
 
 use crate::domain::retry::Retryability;
 
 use super::client::{KafkaSettings, client_config};
+use super::transactions::TransactionSettings;
 
 /// Events of a client that may wait before the one that tells why no broker answers.
 const EVENTS: usize = 100;
@@ -90,13 +93,16 @@ pub enum MetadataError {
     /// Topics are not as they have to be.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Topics(Vec<TopicFault>),
+    /// The brokers do no transactions, or not for this user.
+    #[error("{0}")]
+    Transactions(String),
 }
 
 impl MetadataError {
     /// Whether it may mend itself while it is waited for.
     pub fn retryability(&self) -> Retryability {
         let waiting_helps = match self {
-            Self::Settings(_) => false,
+            Self::Settings(_) | Self::Transactions(_) => false,
             Self::Unreachable { .. } => true,
             Self::Topics(faults) => {
                 faults.iter().all(|fault| matches!(fault.problem, TopicProblem::Unserved(_)))
@@ -164,6 +170,36 @@ pub fn check(
         }
     }
     if faults.is_empty() { Ok(partitions) } else { Err(MetadataError::Topics(faults)) }
+}
+
+/// Whether the brokers do transactions for this user, as `exactly-once` needs them. It registers the
+/// transactional id, which fences another process of that name and concludes what one has left open; so
+/// it is for a start, not for a check beside a running process. librdkafka's mock cluster passes: it
+/// does take part in transactions, but forgets what they are for. Blocking, no longer than `timeout`.
+///
+/// # Errors
+/// When they do not, with what has to change, or when they do not answer.
+pub fn check_transactions(
+    settings: &KafkaSettings,
+    transactions: &TransactionSettings,
+    timeout: Duration,
+) -> Result<(), MetadataError> {
+    let client = transactions.producer(client_config(settings));
+    let producer: BaseProducer = client.create().map_err(MetadataError::Settings)?;
+    producer.init_transactions(timeout).map_err(|error| {
+        let code = match &error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            error => error.rdkafka_error_code(),
+        };
+        match code.and_then(|code| transactions.denial(code)) {
+            Some(reason) => MetadataError::Transactions(reason),
+            None => MetadataError::Unreachable {
+                brokers: settings.brokers.clone(),
+                timeout,
+                reason: format!("transactions cannot be begun: {error}"),
+            },
+        }
+    })
 }
 
 fn brokers_of(metadata: &rdkafka::metadata::Metadata) -> Vec<String> {
@@ -284,6 +320,29 @@ mod tests {
         assert!(error.contains("Connection refused") && error.contains("kafka.brokers"), "{error}");
         let error = check(&settings("nowhere.invalid:9092".into()), &[], timeout).expect_err("no such host");
         assert!(error.to_string().contains("resolve"), "{error}");
+    }
+
+    #[test]
+    fn transactions_are_begun_or_what_is_in_the_way_is_named() {
+        use rdkafka::mocking::MockCoordinator;
+        use rdkafka::types::RDKafkaApiKey;
+
+        let transactions = TransactionSettings {
+            group: "sluice-purchases".into(),
+            instance: "one".into(),
+            dead_letter_topic: "purchases.dead-letters".into(),
+            pipeline: "purchases".into(),
+        };
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        let id = transactions.transactional_id();
+        cluster.coordinator(MockCoordinator::Transaction(id), 1).expect("set");
+        let settings = settings(cluster.bootstrap_servers());
+        check_transactions(&settings, &transactions, TIMEOUT).expect("begun");
+        let denied = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[denied]);
+        let error = check_transactions(&settings, &transactions, TIMEOUT).expect_err("denied");
+        assert_eq!(error.retryability(), Retryability::Permanent);
+        assert!(error.to_string().contains("--transactional-id sluice-sluice-purchases-one"), "{error}");
     }
 
     #[test]

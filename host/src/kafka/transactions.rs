@@ -178,7 +178,7 @@ impl Session {
                 self.is_initialised = true;
                 return Ok(producer);
             };
-            if let Some(reason) = self.denial(fault.code) {
+            if let Some(reason) = self.settings.denial(fault.code) {
                 return Err(CommitError::Broken(reason));
             }
             if fault.retriable {
@@ -213,37 +213,6 @@ impl Session {
             self.settings.transactional_id(),
             self.settings.instance
         )))
-    }
-
-    /// What has to change at the brokers before they do any transaction.
-    fn denial(&self, code: Code) -> Option<String> {
-        let (id, group) = (self.settings.transactional_id(), &self.settings.group);
-        Some(match code {
-            Code::TransactionalIdAuthorizationFailed => format!(
-                "kafka does not let this user do transactions as {id}: allow it Write and Describe on that \
-                 transactional id (`kafka-acls.sh --add --operation Write --operation Describe \
-                 --transactional-id {id} ...`)"
-            ),
-            Code::ClusterAuthorizationFailed => {
-                "kafka does not let this user do transactions: allow it IdempotentWrite on the cluster \
-                 (`kafka-acls.sh --add --operation IdempotentWrite --cluster ...`)"
-                    .to_owned()
-            }
-            Code::GroupAuthorizationFailed => format!(
-                "kafka does not let this user commit offsets of group {group}: allow it Read on that group \
-                 (`kafka-acls.sh --add --operation Read --group {group} ...`)"
-            ),
-            Code::UnsupportedFeature => {
-                "these brokers do not do transactions: use Apache Kafka 2.8 or newer, or set the pipeline's \
-                 delivery to at-least-once"
-                    .to_owned()
-            }
-            Code::InvalidTransactionTimeout => format!(
-                "these brokers allow no transaction of {}: raise their transaction.max.timeout.ms",
-                humantime::format_duration(TRANSACTION_TIMEOUT)
-            ),
-            _ => return None,
-        })
     }
 
     fn commit(&mut self, commit: &Commit) -> Result<(), CommitError> {
@@ -341,7 +310,7 @@ impl Session {
 
     /// Ends a transaction whose offsets were not taken.
     fn give_up(&self, producer: &TransactionalProducer, fault: &TransactionFault, letters: usize) -> Failure {
-        if let Some(reason) = self.denial(fault.code) {
+        if let Some(reason) = self.settings.denial(fault.code) {
             return Failure::Denied(reason);
         }
         let reason = match producer.context().failure() {

@@ -36,8 +36,39 @@ impl TransactionSettings {
         format!("sluice-{}-{}", self.group, self.instance)
     }
 
+    /// What has to change at the brokers before they do any transaction.
+    pub(in crate::kafka) fn denial(&self, code: Code) -> Option<String> {
+        let (id, group) = (self.transactional_id(), &self.group);
+        Some(match code {
+            Code::TransactionalIdAuthorizationFailed => format!(
+                "kafka does not let this user do transactions as {id}: allow it Write and Describe on that \
+                 transactional id (`kafka-acls.sh --add --operation Write --operation Describe \
+                 --transactional-id {id} ...`)"
+            ),
+            Code::ClusterAuthorizationFailed => {
+                "kafka does not let this user do transactions: allow it IdempotentWrite on the cluster \
+                 (`kafka-acls.sh --add --operation IdempotentWrite --cluster ...`)"
+                    .to_owned()
+            }
+            Code::GroupAuthorizationFailed => format!(
+                "kafka does not let this user commit offsets of group {group}: allow it Read on that group \
+                 (`kafka-acls.sh --add --operation Read --group {group} ...`)"
+            ),
+            Code::UnsupportedFeature => {
+                "these brokers do not do transactions: use Apache Kafka 2.8 or newer, or set the pipeline's \
+                 delivery to at-least-once"
+                    .to_owned()
+            }
+            Code::InvalidTransactionTimeout => format!(
+                "these brokers allow no transaction of {}: raise their transaction.max.timeout.ms",
+                humantime::format_duration(TRANSACTION_TIMEOUT)
+            ),
+            _ => return None,
+        })
+    }
+
     /// Settings of the producer, on top of those of every client.
-    pub(super) fn producer(&self, mut client: ClientConfig) -> ClientConfig {
+    pub(in crate::kafka) fn producer(&self, mut client: ClientConfig) -> ClientConfig {
         producer_settings(&mut client);
         // librdkafka refuses what is longer than the transaction, and this is none of the user's concern.
         client.remove("delivery.timeout.ms");
