@@ -18,7 +18,7 @@ use purchase_rules::PurchaseRules;
 use sluice::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
 use sluice::domain::verdict::OutputRows;
 use sluice::pipeline::ports::{Chain, ChainRunner};
-use sluice::wasm::{ChainSettings, Limits, ModuleRegistry, WasmMetrics};
+use sluice::wasm::{ChainSettings, Limits, Module, ModuleRegistry, WasmMetrics};
 use sluice_sdk::bindings::types::Records;
 use sluice_sdk::{adapter, testing};
 
@@ -171,11 +171,10 @@ fn main() {
     let answers: Vec<OutputRows> = full.iter().flat_map(|chunk| runner.run(chunk).outputs).collect();
     let output = {
         let modules = guests::purchase_modules();
-        let metrics = WasmMetrics::register(&prometheus::Registry::new()).expect("fresh registry");
-        let registry = ModuleRegistry::new(guests::engine(), metrics);
         let bytes = std::fs::read(modules.join("purchase-rows.wasm")).expect("the mapper");
         let stage = sluice::domain::verdict::Stage::Map;
-        let module = registry.load("rows", stage, bytes.into(), &serde_json::Value::Null, &Limits::default());
+        let module =
+            Module::load(&guests::engine(), "rows", stage, &bytes, "{}".to_owned(), &Limits::default());
         module.unwrap_or_else(|error| panic!("{error}")).outputs()[0].clone()
     };
     let [mut small, mut smaller, mut smallest] = [purchase_runner(), purchase_runner(), purchase_runner()];

@@ -1,13 +1,16 @@
 //! Composition root: the only file that names concrete adapters.
 //!
 //! [`App::start`] goes from the cheap and local to the far: metrics, the admin port, modules,
-//! ClickHouse (waited for, migrated, tables bound), topics, then the pipelines. What cannot work is
+//! ClickHouse (waited for, migrated), topics, tables (bound; what exactly-once asks of them depends on
+//! the topics' partitions), then the pipelines. What cannot work is
 //! refused here, before any record is read; what may come back by itself is waited for, with the
 //! reason at `/ready`. [`App::wait`] ends when everything has drained.
 
 mod archive;
 mod pipeline;
+pub mod preconditions;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle as ThreadHandle;
 use std::time::Duration;
@@ -28,7 +31,7 @@ use crate::config::{Config, Delivery, PipelineConfig};
 use crate::domain::module::ArchivedModule;
 use crate::domain::retry::{RetryPolicy, Retryability};
 use crate::kafka::metadata::{self, TopicNeed};
-use crate::pipeline::binding::{BoundChain, TableBinding};
+use crate::pipeline::binding::BoundChain;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::metrics::PipelineMetrics;
 use crate::pipeline::ports::Chain;
@@ -108,14 +111,16 @@ impl App {
             if config.clickhouse.migrate_at_start {
                 migrate(&config, &settings, &readiness).await?;
             }
+            let partitions = check_topics(&config, &readiness).await?;
+            let chained: Vec<_> = config.pipelines.iter().zip(chains.iter().map(|(chain, _)| chain)).collect();
             let mut bound = Vec::new();
-            for (pipeline, (chain, files)) in config.pipelines.iter().zip(chains) {
+            for ((pipeline, chain), (_, files)) in chained.iter().zip(&chains) {
                 if pipeline.delivery == Delivery::ExactlyOnce {
-                    archive(&revisions, &files, &readiness).await?;
+                    archive(&revisions, files, &readiness).await?;
                 }
-                bound.push(bind(pipeline, chain, &sink, &readiness).await?);
+                let pending = |table: &str| preconditions::pending_inserts(table, &chained, &partitions);
+                bound.push(bind(pipeline, chain, &sink, pending, &readiness).await?);
             }
-            check_topics(&config, &readiness).await?;
             Ok::<_, anyhow::Error>(bound)
         };
         // Nothing has been read yet, so a start that is given up leaves nothing behind.
@@ -277,44 +282,56 @@ async fn migrate(config: &Config, settings: &ClickHouseSettings, readiness: &Rea
     Ok(())
 }
 
+/// Binds the outputs of a chain to their tables; `pending` says how many INSERTs into a table may be
+/// unsettled at once, which exactly-once needs it to remember.
 async fn bind(
     pipeline: &PipelineConfig,
-    chain: WasmChain,
+    chain: &WasmChain,
     sink: &ClickHouseSink,
+    pending: impl Fn(&str) -> u64,
     readiness: &Readiness,
 ) -> Result<Arc<BoundChain>> {
+    let exactly_once = pipeline.delivery == Delivery::ExactlyOnce;
+    if let Some(fault) = preconditions::chain_fault(pipeline, chain.modules().len() - 1)
+        && exactly_once
+    {
+        bail!(fault);
+    }
     let mut tables = Vec::new();
     for output in chain.outputs() {
         let table = pipeline.table(&output.name);
-        let bound = retry("clickhouse", readiness, async || match sink.bind(table, output).await {
-            Ok(bound) => Ok(bound),
-            Err(SchemaError::Server { error, .. }) if error.kind.retryability() == Retryability::Retry => {
-                Err(Again(error.to_string()))
-            }
-            Err(error) => Err(Never(anyhow::Error::new(error).context(format!(
-                "pipelines.{}: output {} of module {} does not fit table {table}",
-                pipeline.name,
-                output.name,
-                pipeline.mapper.display()
-            )))),
+        let bound = retry("clickhouse", readiness, async || {
+            let bound = if exactly_once {
+                sink.bind_deduplicating(table, output, pending(table)).await
+            } else {
+                sink.bind(table, output).await
+            };
+            bound.map_err(|error| match error {
+                SchemaError::Server { error, .. } if error.kind.retryability() == Retryability::Retry => {
+                    Again(error.to_string())
+                }
+                error => Never(anyhow::Error::new(error).context(format!(
+                    "pipelines.{}: output {} of module {} does not fit table {table}",
+                    pipeline.name,
+                    output.name,
+                    pipeline.mapper.display()
+                ))),
+            })
         })
         .await?;
-        tables.push(TableBinding {
-            table: bound.table.clone(),
-            columns: bound.columns.clone(),
-            provenance: bound.provenance.clone(),
-        });
+        tables.push(bound.binding());
     }
-    Ok(Arc::new(BoundChain { chain: Arc::new(chain), tables }))
+    Ok(Arc::new(BoundChain { chain: Arc::new(chain.clone()), tables }))
 }
 
-async fn check_topics(config: &Config, readiness: &Readiness) -> Result<()> {
+/// How many partitions each topic has.
+async fn check_topics(config: &Config, readiness: &Readiness) -> Result<BTreeMap<String, usize>> {
     let needs: Vec<TopicNeed> = config.pipelines.iter().flat_map(topic_needs).collect();
     retry("kafka", readiness, async || {
         let (kafka, needs) = (config.kafka.clone(), needs.clone());
         let found = tokio::task::spawn_blocking(move || metadata::check(&kafka, &needs, METADATA_TIMEOUT));
         match found.await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(partitions)) => Ok(partitions),
             Ok(Err(error)) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
             Ok(Err(error)) => Err(Never(error.into())),
             Err(error) => Err(Never(error.into())),

@@ -131,7 +131,7 @@ async fn the_window_counts_parts_so_a_partitioned_table_needs_more_of_it() {
         )
     };
     execute(&client, &create("small", 3)).await;
-    execute(&client, &create("large", 100)).await;
+    execute(&client, &create("large", 1_000)).await;
     let sink = sink(&settings);
     let columns = output(&[("a", "UInt8")]);
     for (table, rows) in [("small", "10"), ("large", "5")] {
@@ -141,10 +141,12 @@ async fn the_window_counts_parts_so_a_partitioned_table_needs_more_of_it() {
         }
         assert_eq!(text(&client, &format!("SELECT count() FROM {table}")).await, rows, "{table}");
     }
+    let error = sink.bind_deduplicating("large", &columns, 11).await.expect_err("it is too small for that");
+    assert!(error.to_string().contains("needs at least 1100 "), "{error}");
     // Room for three INSERTs is not what a window of three is here; the check knows.
     let error = sink.bind_deduplicating("small", &columns, 1).await.expect_err("it is too small");
     assert!(matches!(error, SchemaError::Unfit { .. }), "{error}");
-    sink.bind_deduplicating("large", &columns, 1).await.expect("one INSERT is at most 100 partitions");
+    sink.bind_deduplicating("large", &columns, 10).await.expect("ten INSERTs are at most 1,000 parts");
 }
 
 #[tokio::test]
@@ -194,21 +196,21 @@ async fn a_table_that_forgets_is_refused_with_the_statement_that_mends_it() {
     execute(
         &client,
         "CREATE TABLE small (a UInt8) ENGINE = ReplacingMergeTree PARTITION BY a ORDER BY a \
-         SETTINGS index_granularity = 1024, non_replicated_deduplication_window = 99999",
+         SETTINGS index_granularity = 1024, non_replicated_deduplication_window = 4799",
     )
     .await;
     execute(&client, "CREATE TABLE gone (a UInt8) ENGINE = Null").await;
     execute(&client, "CREATE TABLE seen (a UInt8) ENGINE = Memory").await;
-    for (table, inserts, says) in [
-        ("none", 1_000, "remembers 0 INSERTs, and exactly-once needs at least 1000 "),
-        ("small", 1_000, "remembers 99999 INSERTs (an INSERT counts once for each table partition"),
+    for (table, pending, says) in [
+        ("none", 48, "remembers 0 INSERTs, and exactly-once needs at least 1000 "),
+        ("small", 48, "remembers 4799 INSERTs (an INSERT counts once for each table partition"),
     ] {
-        let message = sink.bind_deduplicating(table, &columns, inserts).await.expect_err(table).to_string();
+        let message = sink.bind_deduplicating(table, &columns, pending).await.expect_err(table).to_string();
         assert!(message.contains(says), "{message}");
         let cure = message.split_once(": ALTER ").and_then(|(_, rest)| rest.split_once(", or set"));
         let cure = format!("ALTER {}", cure.unwrap_or_else(|| panic!("no cure: {message}")).0);
         execute(&client, &cure).await;
-        sink.bind_deduplicating(table, &columns, inserts).await.expect("mended, it fits");
+        sink.bind_deduplicating(table, &columns, pending).await.expect("mended, it fits");
     }
     for (table, engine) in [("gone", "Null"), ("seen", "Memory")] {
         let message = sink.bind_deduplicating(table, &columns, 1).await.expect_err(table).to_string();

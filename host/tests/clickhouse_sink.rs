@@ -277,7 +277,7 @@ async fn an_output_is_checked_against_the_real_table() {
     let create = "CREATE TABLE t (a UInt8, n Nullable(String), w UInt16 DEFAULT 1, d DateTime DEFAULT now(), \
                   m UInt8 MATERIALIZED a + 1, l UInt8 ALIAS a, _topic LowCardinality(String), \
                   _partition UInt32, _offset UInt64, _revision String) ENGINE = MergeTree ORDER BY a \
-                  SETTINGS non_replicated_deduplication_window = 123";
+                  SETTINGS non_replicated_deduplication_window = 1234";
     execute(&client, create).await;
     let bound = sink.bind("t", &output(&[("a", "UInt8")])).await.expect("it fits");
     assert_eq!(*bound.columns, ["a", "_topic", "_partition", "_offset", "_revision"]);
@@ -304,8 +304,8 @@ async fn an_output_is_checked_against_the_real_table() {
     sink.bind("t", &wider).await.expect("it fits now");
 
     let schema = TableSchema::read(&client, "t").await.expect("it is there");
-    assert_eq!(schema.deduplication_window, Some(123));
-    assert_eq!(schema.require_deduplication(123), Ok(()));
+    assert_eq!(schema.deduplication_window, Some(1234));
+    assert_eq!(schema.require_deduplication(1234), Ok(()));
     execute(&client, "CREATE TABLE bare (a UInt8) ENGINE = MergeTree ORDER BY a").await;
     let bare = TableSchema::read(&client, "schema_check.bare").await.expect("it is there");
     assert_eq!(bare.deduplication_window, Some(0));

@@ -5,18 +5,18 @@
 
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
 
-use crate::app;
+use crate::app::{self, preconditions};
 use crate::clickhouse::exception::ServerError;
 use crate::clickhouse::migrations::{MigrationError, Migrations, Migrator};
 use crate::clickhouse::schema::{BoundTable, SchemaError, TableSchema};
 use crate::clickhouse::settings::ClickHouseSettings;
-use crate::config::{Config, PipelineConfig};
+use crate::config::{Config, Delivery, PipelineConfig};
 use crate::kafka::metadata;
 use crate::pipeline::ports::Chain;
 use crate::telemetry;
@@ -58,7 +58,7 @@ type Out = Report<std::io::Stdout>;
 
 async fn check(arguments: &Arguments, report: &mut Out) -> anyhow::Result<()> {
     let Some((config, modules_are_there)) = configuration(arguments, report)? else { return Ok(()) };
-    kafka(&config, arguments.timeout, report).await?;
+    let partitions = kafka(&config, arguments.timeout, report).await?;
     let mut chains = Vec::new();
     for pipeline in &config.pipelines {
         if modules_are_there {
@@ -70,7 +70,7 @@ async fn check(arguments: &Arguments, report: &mut Out) -> anyhow::Result<()> {
             report.add("modules", &pipeline.name, Verdict::Skipped, because)?;
         }
     }
-    clickhouse(&config, arguments.timeout, &chains, report).await
+    clickhouse(&config, arguments.timeout, &chains, &partitions, report).await
 }
 
 /// `None` where there is nothing to go on with.
@@ -99,7 +99,13 @@ fn configuration(arguments: &Arguments, report: &mut Out) -> anyhow::Result<Opti
     }
 }
 
-async fn kafka(config: &Config, timeout: Duration, report: &mut Out) -> anyhow::Result<()> {
+/// How many partitions each topic has that could be asked for.
+async fn kafka(
+    config: &Config,
+    timeout: Duration,
+    report: &mut Out,
+) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut partitions = BTreeMap::new();
     let needs: Vec<_> = config.pipelines.iter().flat_map(app::topic_needs).collect();
     let (settings, asked) = (config.kafka.clone(), needs.clone());
     let survey = tokio::task::spawn_blocking(move || metadata::survey(&settings, &asked, timeout)).await?;
@@ -110,11 +116,14 @@ async fn kafka(config: &Config, timeout: Duration, report: &mut Out) -> anyhow::
             for need in needs {
                 report.add("topic", need.topic, Verdict::Skipped, "no broker could be asked")?;
             }
-            return Ok(());
+            return Ok(partitions);
         }
     };
     report.add("broker", &config.kafka.brokers, Verdict::Ok, survey.brokers.join(", "))?;
     for (need, topic) in needs.into_iter().zip(survey.topics) {
+        if let Ok(count) = &topic {
+            partitions.insert(need.topic.clone(), *count);
+        }
         match topic {
             Ok(1) => report.add("topic", need.topic, Verdict::Ok, "1 partition")?,
             Ok(count) => report.add("topic", need.topic, Verdict::Ok, format!("{count} partitions"))?,
@@ -124,7 +133,7 @@ async fn kafka(config: &Config, timeout: Duration, report: &mut Out) -> anyhow::
             }
         }
     }
-    Ok(())
+    Ok(partitions)
 }
 
 async fn modules(
@@ -151,6 +160,11 @@ async fn modules(
         let detail = format!("{}, revision {}", module.stage.as_str(), module.revision);
         report.add("module", &*module.name, Verdict::Ok, detail)?;
     }
+    if let Some(fault) = preconditions::chain_fault(pipeline, chain.modules().len() - 1)
+        && pipeline.delivery == Delivery::ExactlyOnce
+    {
+        report.add("chain", &pipeline.name, Verdict::Failed, fault)?;
+    }
     for name in pipeline.settings.keys() {
         if !chain.modules().iter().any(|module| *module.name == **name) {
             let detail = "settings of a module that is not there; remove them, or mend the name";
@@ -165,8 +179,10 @@ async fn clickhouse(
     config: &Config,
     timeout: Duration,
     chains: &[(&PipelineConfig, WasmChain)],
+    partitions: &BTreeMap<String, usize>,
     report: &mut Out,
 ) -> anyhow::Result<()> {
+    let chained: Vec<_> = chains.iter().map(|(pipeline, chain)| (*pipeline, chain)).collect();
     let settings = ClickHouseSettings::from(&config.clickhouse);
     let tables = chains.iter().flat_map(|(pipeline, chain)| {
         chain.outputs().iter().map(|output| (*pipeline, output, pipeline.table(&output.name)))
@@ -194,7 +210,14 @@ async fn clickhouse(
     let due = migrations(config, &settings, timeout, report).await?;
     let client = settings.client();
     for (pipeline, output, table) in tables {
-        let bound = within(timeout, async { TableSchema::read(&client, table).await?.bind(output) }).await;
+        let bound = within(timeout, async {
+            let schema = TableSchema::read(&client, table).await?;
+            if pipeline.delivery == Delivery::ExactlyOnce {
+                schema.require_deduplication(preconditions::pending_inserts(table, &chained, partitions))?;
+            }
+            schema.bind(output)
+        })
+        .await;
         let owner = format!("(pipelines.{}, output {})", pipeline.name, output.name);
         match bound {
             Ok(Ok(bound)) => fits(&bound, report)?,

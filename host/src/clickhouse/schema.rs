@@ -20,6 +20,8 @@ pub use fault::{SchemaError, SchemaFault};
 
 const REPLICATED_WINDOW: &str = "replicated_deduplication_window";
 const REPLICATED_SECONDS: &str = "replicated_deduplication_window_seconds";
+/// The least that a table must remember.
+const LEAST_WINDOW: u64 = 1_000;
 /// How long a replicated table must remember INSERTs: a week, as ClickHouse's default was until 25.9,
 /// and as long as Kafka by default keeps the records that a batch would be formed of again.
 const LEAST_SECONDS: u64 = 604_800;
@@ -243,19 +245,20 @@ impl TableSchema {
         })
     }
 
-    /// Checks what `exactly-once` needs of the table: that it remembers `inserts` INSERTs, for as long as
-    /// their outcome may be unknown.
+    /// Checks what `exactly-once` needs of the table: that it remembers INSERTs by their tokens until
+    /// their outcome is known, of which `pending` may be unknown at once.
     ///
     /// The window counts parts, not INSERTs: a partitioned table needs a place for each partition that
-    /// an INSERT may have rows for. And of a replicated table it is emptied by time as well, after an
-    /// hour by default since ClickHouse 25.10, while a batch may wait for its recovery as long as
-    /// everything is down.
+    /// an INSERT may have rows for. A window of [`LEAST_WINDOW`] is the least in any case, as room for
+    /// the INSERTs of others between a crash and the recovery. And a replicated table is also emptied
+    /// by time, by default after an hour since ClickHouse 25.10, while a batch may wait for its recovery
+    /// for as long as everything is down.
     ///
     /// # Errors
     /// [`SchemaError::Unfit`] with the statement that mends it.
-    pub fn require_deduplication(&self, inserts: u64) -> Result<(), SchemaError> {
+    pub fn require_deduplication(&self, pending: u64) -> Result<(), SchemaError> {
         let parts = if self.partitioned { PARTITIONS_PER_INSERT } else { 1 };
-        let least = inserts.saturating_mul(parts);
+        let least = pending.saturating_mul(parts).max(LEAST_WINDOW);
         let (Some(window), Some((setting, _))) = (self.deduplication_window, window_setting(&self.engine))
         else {
             return self.unless(vec![SchemaFault::Engine { engine: self.engine.clone() }]);

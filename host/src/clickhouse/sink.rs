@@ -133,8 +133,8 @@ impl ClickHouseSink {
         self.bind_to(TableSchema::read(&self.client, table).await?, output).await
     }
 
-    /// As [`Self::bind`], for exactly-once delivery: the table must also remember `inserts` INSERTs
-    /// ([`TableSchema::require_deduplication`]).
+    /// As [`Self::bind`], for exactly-once delivery: the table must also remember INSERTs, of which
+    /// `pending` are unsettled at once ([`TableSchema::require_deduplication`]).
     ///
     /// # Errors
     /// As [`Self::bind`], and when the table remembers too little.
@@ -142,10 +142,10 @@ impl ClickHouseSink {
         &self,
         table: &str,
         output: &Output,
-        inserts: u64,
+        pending: u64,
     ) -> Result<BoundTable, SchemaError> {
         let schema = TableSchema::read(&self.client, table).await?;
-        schema.require_deduplication(inserts)?;
+        schema.require_deduplication(pending)?;
         self.bind_to(schema, output).await
     }
 

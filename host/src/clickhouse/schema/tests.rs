@@ -11,7 +11,7 @@ fn schema(columns: &[(&str, &str, DefaultKind)]) -> TableSchema {
     TableSchema {
         table: "shop.purchases".into(),
         engine: "MergeTree".into(),
-        deduplication_window: Some(100),
+        deduplication_window: Some(1_000),
         deduplication_seconds: None,
         partitioned: false,
         columns: columns.iter().map(column).collect(),
@@ -105,17 +105,18 @@ fn a_computed_provenance_column_is_told() {
 #[test]
 fn exactly_once_needs_a_window() {
     let mut table = plain(&[("price", "UInt32")]);
-    assert_eq!(table.require_deduplication(100), Ok(()));
-    let message = table.require_deduplication(101).unwrap_err().to_string();
+    assert_eq!(table.require_deduplication(1_000), Ok(()));
+    let message = table.require_deduplication(1_001).unwrap_err().to_string();
     let cure =
         "ALTER TABLE `shop`.`purchases` MODIFY SETTING non_replicated_deduplication_window = 10000, or";
-    assert!(message.contains("remembers 100 INSERTs, and exactly-once needs at least 101"), "{message}");
+    assert!(message.contains("remembers 1000 INSERTs, and exactly-once needs at least 1001"), "{message}");
     assert!(message.contains(cure), "{message}");
     // The cure suffices for what was asked.
     let message = table.require_deduplication(10_001).unwrap_err().to_string();
     assert!(message.contains("_window = 20000,"), "{message}");
     table.deduplication_window = Some(0);
-    assert!(table.require_deduplication(1).unwrap_err().to_string().contains("remembers 0 INSERTs"));
+    let message = table.require_deduplication(1).unwrap_err().to_string();
+    assert!(message.contains("remembers 0 INSERTs, and exactly-once needs at least 1000 "), "{message}");
     for engine in ["Distributed", "Null", "MaterializedView", "Log"] {
         (table.engine, table.deduplication_window) = (engine.into(), None);
         let message = table.require_deduplication(1).unwrap_err().to_string();
@@ -140,15 +141,15 @@ fn a_partitioned_table_needs_a_place_for_every_partition_of_an_insert() {
 fn a_replicated_table_must_remember_for_a_week() {
     let mut table = plain(&[("price", "UInt32")]);
     table.engine = "ReplicatedReplacingMergeTree".into();
-    (table.deduplication_window, table.deduplication_seconds) = (Some(100), Some(3_600));
-    let message = table.require_deduplication(101).unwrap_err().to_string();
+    (table.deduplication_window, table.deduplication_seconds) = (Some(1_000), Some(3_600));
+    let message = table.require_deduplication(1_001).unwrap_err().to_string();
     assert!(message.contains("MODIFY SETTING replicated_deduplication_window = 10000"), "{message}");
     let cure =
         "ALTER TABLE `shop`.`purchases` MODIFY SETTING replicated_deduplication_window_seconds = 604800,";
     assert!(message.contains("forgets INSERTs after 3600 seconds") && message.contains(cure), "{message}");
     for (seconds, fits) in [(604_799, false), (604_800, true), (0, false)] {
         table.deduplication_seconds = Some(seconds);
-        assert_eq!(table.require_deduplication(100).is_ok(), fits, "{seconds}");
+        assert_eq!(table.require_deduplication(1_000).is_ok(), fits, "{seconds}");
     }
 }
 
