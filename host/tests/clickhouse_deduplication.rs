@@ -12,6 +12,7 @@ use sluice::clickhouse::settings::ClickHouseSettings;
 use sluice::clickhouse::sink::{ClickHouseMetrics, ClickHouseSink};
 use sluice::domain::intent::IntentSlice;
 use sluice::domain::ledger::PartitionId;
+use sluice::domain::retry::Retryability;
 use sluice::domain::row::{ColumnDefinition, ColumnType, Output, encode_string};
 use sluice::pipeline::ports::{InsertRequest, Sink};
 use support::{database, execute, text};
@@ -176,7 +177,9 @@ async fn what_a_view_writes_to_needs_a_window_of_its_own() {
     }
     // A view that fails leaves the table and other views with the rows; mended, it gets them by the
     // same token, and they do not get them again.
-    sink.insert(request(&bound, 1, vec![9], "two")).await.expect_err("a view refuses it");
+    let error = sink.insert(request(&bound, 1, vec![9], "two")).await.expect_err("a view refuses it");
+    assert_eq!((error.retryability, error.code), (Retryability::Retry, Some(469)), "{error}");
+    assert_eq!(text(&client, "SELECT count() FROM t").await, "2", "cut into pieces, it would be taken again");
     execute(&client, "ALTER TABLE limited DROP CONSTRAINT small").await;
     for _ in 0..2 {
         sink.insert(request(&bound, 1, vec![9], "two")).await.expect("it takes the row");
@@ -279,5 +282,5 @@ async fn a_table_says_which_offsets_it_holds() {
     let gone = sluice::pipeline::binding::TableBinding { table: "signed".into(), ..bound.binding() };
     let error = sink.held(&gone, &slice("other", 0, 0, 1)).await.expect_err("it is gone");
     assert_eq!(error.code, Some(60), "{error}");
-    assert_eq!(error.retryability, sluice::domain::retry::Retryability::Retry);
+    assert_eq!(error.retryability, Retryability::Retry);
 }

@@ -23,6 +23,10 @@ pub enum ErrorKind {
     Schema,
     /// The server knows us and says no: user, password, rights, quotas.
     Access,
+    /// The table has the rows, and a materialized view behind it refuses them: its owner mends it, and
+    /// the same token then brings them to the view alone. Cut into pieces, under tokens of their own,
+    /// the table would take them again.
+    View,
     /// The rows themselves.
     Data,
     /// A code that this table does not know.
@@ -34,7 +38,7 @@ impl ErrorKind {
     pub fn retryability(self) -> Retryability {
         match self {
             Self::Data => Retryability::Permanent,
-            Self::Server | Self::Schema | Self::Access | Self::Unknown => Retryability::Retry,
+            Self::Server | Self::Schema | Self::Access | Self::View | Self::Unknown => Retryability::Retry,
         }
     }
 
@@ -46,6 +50,10 @@ impl ErrorKind {
                 "mend the table (`sluice check` says what differs); the rows wait and go on by themselves"
             }
             Self::Access => "check clickhouse.user, its password and its rights; the rows wait",
+            Self::View => {
+                "mend the materialized view or drop it; the rows wait, and go on to it without a repetition in \
+                 the table"
+            }
             Self::Data => "the records at fault go to the dead-letter topic",
             Self::Unknown => "it is tried again; if it stays, look for the cause in ClickHouse's log",
         }
@@ -235,13 +243,27 @@ fn of_answer(answer: &str) -> ServerError {
     }
 }
 
-/// What an exception says. One code has two meanings, told apart by its text: more partitions in one
-/// INSERT than `max_partitions_per_insert_block` will never be taken, and a smaller batch has fewer.
+/// What an exception says. Its text decides where the code has two meanings:
+///
+/// - 252: more partitions in one INSERT than `max_partitions_per_insert_block` will never be taken, and
+///   a smaller batch has fewer;
+/// - whatever is about data, but of a view: see [`ErrorKind::View`].
 pub fn of_exception(code: i32, text: &str) -> ErrorKind {
     if code == 252 && text.contains("partitions for single INSERT block") {
         return ErrorKind::Data;
     }
-    CODES.iter().find(|(known, ..)| *known == code).map_or(ErrorKind::Unknown, |(_, _, kind, _)| *kind)
+    let kind = CODES.iter().find(|(known, ..)| *known == code).map(|(_, _, kind, _)| *kind);
+    match kind.unwrap_or(ErrorKind::Unknown) {
+        ErrorKind::Data if is_of_view(text) => ErrorKind::View,
+        kind => kind,
+    }
+}
+
+/// Whether an exception ends in `: while pushing to view NAME. (CODE)`. A message may repeat values of
+/// the rows before that, in quotes: they do not count.
+fn is_of_view(text: &str) -> bool {
+    let view = text.rsplit_once(": while pushing to view ").and_then(|(_, rest)| rest.split_once(". ("));
+    view.is_some_and(|(name, _)| !name.ends_with('\''))
 }
 
 /// The number in `Code: 241. DB::Exception: ...`, which is how ClickHouse begins an error.
@@ -274,7 +296,39 @@ fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
+
+    /// The table of docs/CLICKHOUSE_ERRORS.md.
+    fn documented() -> String {
+        let mut text = String::from("| code | name | Sluice | why |\n| --- | --- | --- | --- |\n");
+        let mut codes = CODES.to_vec();
+        codes.sort_by_key(|(code, ..)| *code);
+        for (code, name, kind, reason) in codes {
+            let does = match kind {
+                ErrorKind::Server => "waits",
+                ErrorKind::Schema => "waits for the table",
+                ErrorKind::Access => "waits for the rights",
+                ErrorKind::View => "waits for the view",
+                ErrorKind::Data => "dead-letters",
+                ErrorKind::Unknown => unreachable!("no code is listed as unknown"),
+            };
+            writeln!(text, "| {code} | `{name}` | {does} | {reason} |").unwrap();
+        }
+        text
+    }
+
+    #[test]
+    fn the_documented_codes_are_these() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CLICKHOUSE_ERRORS.md");
+        let written = std::fs::read_to_string(file).expect("docs/CLICKHOUSE_ERRORS.md");
+        let due = documented();
+        assert!(
+            written.ends_with(&format!("\n\n{due}")),
+            "docs/CLICKHOUSE_ERRORS.md must end with:\n\n{due}"
+        );
+    }
 
     fn judged(answer: &str) -> ServerError {
         Error::BadResponse(answer.into()).into()
@@ -315,6 +369,20 @@ mod tests {
         let partitions =
             judged("Code: 252. DB::Exception: Too many partitions for single INSERT block (101)");
         assert_eq!(partitions.kind, ErrorKind::Data);
+    }
+
+    #[test]
+    fn what_a_view_refuses_is_not_the_rows_fault_for_the_table_has_them() {
+        let refused = "Code: 469. DB::Exception: Constraint `c` for table shop.t is violated at row 1. \
+                       Expression: (n < 10). Column values: n = 20";
+        let of = |end: &str| judged(&format!("{refused}{end} (VIOLATED_CONSTRAINT) (version 26.7)")).kind;
+        assert_eq!(of("."), ErrorKind::Data);
+        assert_eq!(of(": while pushing to view shop.daily."), ErrorKind::View);
+        assert_eq!(of(": while pushing to view shop.`it's`."), ErrorKind::View);
+        // A value of a row that says so.
+        assert_eq!(of(", s = 'x: while pushing to view shop.daily'."), ErrorKind::Data);
+        let outage = "Code: 241. DB::Exception: Memory limit: while pushing to view shop.daily. (MEMORY)";
+        assert_eq!(judged(outage).kind, ErrorKind::Server);
     }
 
     #[test]
