@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 CARGO ?= cargo
 
-.PHONY: help setup libchdb modules kafka kafka-stop kafka-jars build test lint fmt fmt-check doc demo bench \
+.PHONY: help setup libchdb modules kafka kafka-stop kafka-jars build test lint fmt fmt-check doc demo bench chaos \
         licences advisories image clean
 
 help: ## list the verbs
@@ -68,6 +68,10 @@ demo: setup libchdb modules ## purchases from an embedded broker through wasm in
 bench: setup libchdb modules kafka-jars ## measure; the figures go to target/bench.json
 	@echo "bench: building, optimised (the first time takes some minutes)"
 	@deploy/bench.py $(CARGO)
+
+chaos: setup libchdb modules kafka-jars ## kill, freeze and cut everything under load; KILLS=200: the full run, SEED=N: the same again
+	@echo "chaos: building"
+	@KILLS=$(KILLS) CHAOS_SEED=$(SEED) $(CARGO) test --quiet --locked -p sluice --test chaos
 
 licences: ## check licences and sources of all dependencies against deny.toml
 	@python3 deploy/licences.py

@@ -14,6 +14,7 @@ directory=${KAFKA_DIRECTORY:-$cache/kafka/broker}
 port=${KAFKA_PORT:-9092}
 owner=
 properties=()
+listeners=()
 
 # C1 alone, the serial collector and a class archive: ready in 2 s instead of 6, and small.
 java_options=(-Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xlog:disable -Xlog:all=error:stderr)
@@ -38,6 +39,8 @@ options
   --port PORT          0 means: any that is free    (default KAFKA_PORT, or 9092; a directory started
                                                      once keeps its port)
   --property KEY=VALUE a broker property; may be given several times (start)
+  --listener NAME:PORT one more listener, NAME in capitals, on a free port that is printed; its clients are told
+                       to come to PORT of loopback, where a proxy stands; may be given several times (start)
   --owner PID          kill the broker when this process ends (start; for tests)
 
 environment: SLUICE_CACHE (default .cache in the repository), KAFKA_JAVA_OPTIONS (replaces the JVM's options)
@@ -132,6 +135,11 @@ free_port() {
 setting() { sed -n "s/^$1=//p" "$directory/server.properties" 2>/dev/null | tail -n 1; }
 broker_port() { setting advertised.listeners | sed 's/.*://'; }
 
+# Where the listeners beside the usual one listen, a line each: "NAME listens on 127.0.0.1:PORT".
+further_listeners() {
+  setting listeners | tr ',' '\n' | sed -n 's!^\([A-Z0-9]*\)://!\1 listens on !p' | grep -Ev '^(PLAINTEXT|CONTROLLER) ' || true
+}
+
 # The pid of the broker of this directory, if it runs. A pid file may outlive its process and the pid
 # may have been given to another, so the command line is looked at too.
 broker_pid() {
@@ -157,14 +165,19 @@ format() {
   if [ "$port" = 0 ]; then
     port=$(free_port)
   fi
-  local controller
+  local controller listener further='' advertised='' protocols=''
   controller=$(free_port)
+  for listener in "${listeners[@]}"; do
+    further+=",${listener%%:*}://127.0.0.1:$(free_port)"
+    advertised+="${listener%%:*}://127.0.0.1:${listener##*:},"
+    protocols+=",${listener%%:*}:PLAINTEXT"
+  done
   cat >"$directory/server.properties" <<EOF
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller$further
+advertised.listeners=${advertised}PLAINTEXT://127.0.0.1:$port
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT$protocols
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@127.0.0.1:$controller
@@ -286,6 +299,7 @@ start() {
       if [ -n "$owner" ]; then
         guard "$pid"
       fi
+      further_listeners
       echo "listening on 127.0.0.1:$(broker_port)"
       return
     fi
@@ -335,12 +349,13 @@ command=${1:-help}
 arguments=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --directory | --port | --property | --owner)
+    --directory | --port | --property | --listener | --owner)
       [ $# -ge 2 ] || die "$1 needs a value, see 'kafka.sh help'"
       case $1 in
         --directory) directory=$2 ;;
         --port) port=$2 ;;
         --property) properties+=("$2") ;;
+        --listener) listeners+=("$2") ;;
         --owner) owner=$2 ;;
       esac
       shift 2

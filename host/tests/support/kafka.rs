@@ -5,6 +5,7 @@
 //! died without dropping it (`--owner`); a restarted broker keeps its directory and its port.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -28,6 +29,12 @@ impl ApacheKafka {
 
     /// As [`start`](Self::start), with broker properties (`server.properties`) beside the usual ones.
     pub fn start_with(properties: &[(&str, &str)]) -> Self {
+        Self::start_behind(properties, &[]).0
+    }
+
+    /// As [`start_with`](Self::start_with), with further listeners, each for clients that come through a
+    /// proxy: name and the proxy's port of loopback. Returns also where each of them listens, in order.
+    pub fn start_behind(properties: &[(&str, &str)], listeners: &[(&str, u16)]) -> (Self, Vec<SocketAddr>) {
         let directory = tempfile::Builder::new()
             .prefix("sluice-kafka-")
             .tempdir()
@@ -39,8 +46,18 @@ impl ApacheKafka {
         for property in &properties {
             arguments.extend(["--property", property]);
         }
-        kafka.launch(&arguments);
-        kafka
+        let named: Vec<String> = listeners.iter().map(|(name, port)| format!("{name}:{port}")).collect();
+        for listener in &named {
+            arguments.extend(["--listener", listener]);
+        }
+        let printed = kafka.launch(&arguments);
+        let addresses = listeners.iter().map(|(name, _)| {
+            let prefix = format!("{name} listens on ");
+            let address = printed.lines().find_map(|line| line.strip_prefix(&prefix)?.parse().ok());
+            address.unwrap_or_else(|| panic!("kafka.sh did not say where {name} listens: {printed}"))
+        });
+        let addresses = addresses.collect();
+        (kafka, addresses)
     }
 
     /// `host:port`, for `bootstrap.servers`.
@@ -105,7 +122,7 @@ impl ApacheKafka {
         self.command("status", &[]).output().expect("bash runs").status.success()
     }
 
-    fn launch(&mut self, arguments: &[&str]) {
+    fn launch(&mut self, arguments: &[&str]) -> String {
         let owner = std::process::id().to_string();
         let mut all = vec!["--owner", &owner];
         all.extend(arguments);
@@ -115,6 +132,7 @@ impl ApacheKafka {
             .find_map(|line| line.strip_prefix("listening on "))
             .unwrap_or_else(|| panic!("kafka.sh did not say where it listens: {printed}"))
             .to_owned();
+        printed
     }
 
     fn command(&self, verb: &str, arguments: &[&str]) -> Command {

@@ -7,5 +7,6 @@ pub mod clickhouse_server;
 pub mod guests;
 pub mod kafka;
 pub mod member;
+pub mod proxy;
 pub mod sluice;
 pub mod verdicts;

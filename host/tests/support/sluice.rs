@@ -52,7 +52,8 @@ impl Configuration {
         (output.status.success(), text(output.stdout), text(output.stderr))
     }
 
-    fn prepare(&self, arguments: &[&str]) -> Command {
+    /// `sluice ARGUMENTS --config ...`, ready to run.
+    pub fn prepare(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
         command
             .args(arguments)

@@ -1,0 +1,547 @@
+//! Everything that runs, and what is done to it: a broker, ClickHouse, hosts, a proxy between each host
+//! and each server.
+//!
+//! State: the parts, and the faults under way with the time at which each ends. One thread does all of
+//! it; only restarts of the servers, which take seconds, have threads of their own. Whatever runs ends
+//! with the handle.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::folder::Folder;
+use super::host::Host;
+use super::revisions::Revisions;
+use super::schedule::{Event, Fault, Peer};
+use super::{DEAD_LETTER_TOPIC, Delivery, PARTITIONS, TOPIC};
+use crate::support::clickhouse_server::ClickHouse;
+use crate::support::kafka::ApacheKafka;
+use crate::support::proxy::{Answers, Proxy};
+use crate::support::sluice::Configuration;
+
+/// Hosts that there can be, of which [`AT_FIRST`] are there at first.
+pub(super) const SLOTS: usize = 4;
+const AT_FIRST: usize = 3;
+/// Produce, OffsetCommit, InitProducerId, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit.
+const COMMITS: Answers = Answers::Kafka(&[0, 8, 22, 24, 25, 26, 28]);
+/// Time that a host has to drain.
+const DRAIN: &str = "10s";
+/// When a host that was told to drain hangs; it bounds its own drain at [`DRAIN`].
+const HUNG: Duration = Duration::from_secs(60);
+/// So many ends of its own in a row, and never ready in between: it keeps dying.
+const KEEPS_DYING: usize = 5;
+/// Between two looks at what is due.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A host that may be there.
+struct Slot {
+    kafka: Proxy,
+    clickhouse: Proxy,
+    /// It is to be there.
+    wanted: bool,
+    host: Option<Host>,
+    revision: usize,
+    /// Processes it has had.
+    starts: usize,
+    frozen: bool,
+    /// It was told to drain then.
+    draining: Option<Instant>,
+    /// Ends of its own since it was last ready.
+    deaths: usize,
+}
+
+/// How a fault ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    StartHost(usize),
+    Continue(usize),
+    Heal(usize, Peer),
+    StartClickHouse,
+    StartBroker,
+}
+
+/// See the module documentation.
+pub(super) struct Cluster {
+    slots: Vec<Slot>,
+    broker: Arc<Mutex<ApacheKafka>>,
+    clickhouse: Arc<Mutex<ClickHouse>>,
+    brokers: String,
+    clickhouse_url: String,
+    delivery: Delivery,
+    revisions: Revisions,
+    ends: Vec<(Instant, End)>,
+    restarts: Vec<(&'static str, JoinHandle<()>)>,
+    /// How often each fault happened.
+    pub(super) faults: BTreeMap<Fault, u64>,
+    /// SIGKILLs.
+    pub(super) kills: u64,
+    /// Ends of hosts that nobody asked for.
+    pub(super) exits: u64,
+    /// Drains that ended with something unfinished.
+    pub(super) unfinished: u64,
+    /// Why this run has failed, whatever the records say.
+    pub(super) trouble: Vec<String>,
+    pub(super) folder: Folder,
+}
+
+impl Cluster {
+    /// Starts everything but the hosts.
+    pub(super) fn start(folder: Folder, delivery: Delivery) -> Self {
+        let revisions = Revisions::build();
+        let proxies: Vec<_> =
+            (0..SLOTS).map(|_| (Proxy::start(COMMITS), Proxy::start(Answers::All))).collect();
+        let names: Vec<String> = (0..SLOTS).map(|slot| format!("HOST{slot}")).collect();
+        let listeners: Vec<(&str, u16)> = names
+            .iter()
+            .zip(&proxies)
+            .map(|(name, (kafka, _))| (name.as_str(), kafka.address().port()))
+            .collect();
+        let (broker, addresses) = ApacheKafka::start_behind(&[], &listeners);
+        broker.create_topic(TOPIC, PARTITIONS);
+        broker.create_topic_with(DEAD_LETTER_TOPIC, 3, &[("max.message.bytes", "4194304")]);
+        let clickhouse = ClickHouse::start();
+        let clickhouse_url = clickhouse.url();
+        let clickhouse_address: SocketAddr =
+            clickhouse_url.trim_start_matches("http://").parse().expect("an address");
+        for ((kafka, clickhouse), address) in proxies.iter().zip(addresses) {
+            kafka.forward_to(address);
+            clickhouse.forward_to(clickhouse_address);
+        }
+        let slots = proxies.into_iter().enumerate().map(|(slot, (kafka, clickhouse))| Slot {
+            kafka,
+            clickhouse,
+            wanted: slot < AT_FIRST,
+            host: None,
+            revision: 0,
+            starts: 0,
+            frozen: false,
+            draining: None,
+            deaths: 0,
+        });
+        Self {
+            slots: slots.collect(),
+            brokers: broker.bootstrap().to_owned(),
+            broker: Arc::new(Mutex::new(broker)),
+            clickhouse: Arc::new(Mutex::new(clickhouse)),
+            clickhouse_url,
+            delivery,
+            revisions,
+            ends: Vec::new(),
+            restarts: Vec::new(),
+            faults: BTreeMap::new(),
+            kills: 0,
+            exits: 0,
+            unfinished: 0,
+            trouble: Vec::new(),
+            folder,
+        }
+    }
+
+    /// The broker, for clients that meet no faults of the network.
+    pub(super) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// ClickHouse, for clients that meet no faults of the network.
+    pub(super) fn clickhouse_url(&self) -> &str {
+        &self.clickhouse_url
+    }
+
+    /// Runs a statement on ClickHouse.
+    pub(super) fn execute(&self, statement: &str) {
+        self.clickhouse.lock().unwrap_or_else(PoisonError::into_inner).execute(statement);
+    }
+
+    /// Starts the hosts that are to be there.
+    pub(super) fn start_hosts(&mut self) {
+        for slot in 0..SLOTS {
+            self.start_host(slot);
+        }
+    }
+
+    /// Answers that the proxies have swallowed.
+    pub(super) fn swallowed(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.kafka.swallowed() + slot.clickhouse.swallowed()).sum()
+    }
+
+    /// Whether a broker is there to be asked.
+    pub(super) fn has_broker(&self) -> bool {
+        let away = |end: &End| matches!(end, End::StartBroker);
+        !self.ends.iter().any(|(_, end)| away(end))
+            && !self.restarts.iter().any(|(what, _)| *what == "the broker")
+    }
+
+    /// Whether no fault is under way and every host that is to be there is.
+    pub(super) fn is_whole(&self) -> bool {
+        self.ends.is_empty()
+            && self.restarts.is_empty()
+            && self.slots.iter().all(|slot| slot.draining.is_none() && slot.wanted == slot.host.is_some())
+    }
+
+    /// Everything that the group's coordinator has logged.
+    pub(super) fn broker_log(&self) -> String {
+        let broker = self.broker.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::fs::read(self.folder.broker_log()).unwrap_or_default();
+        let now = std::fs::read(broker.directory().join("kafka.log")).unwrap_or_default();
+        String::from_utf8_lossy(&[before, now].concat()).into_owned()
+    }
+
+    /// Lets time pass, and ends what is due.
+    pub(super) fn pass(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        loop {
+            self.tick();
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(TICK));
+        }
+    }
+
+    /// Does what an event says, as far as there is somebody to do it to.
+    pub(super) fn inject(&mut self, event: &Event) {
+        let done = match event.fault {
+            Fault::KillHost => self.pick(event.slot, |_| true).map(|slot| self.kill_host(slot, event)),
+            Fault::KillClickHouse => self.kill_clickhouse(event),
+            Fault::KillBroker => self.kill_broker(event),
+            Fault::Join => self.join(),
+            Fault::Leave => self.leave(event),
+            Fault::Swap => self.pick(event.slot, Slot::is_well).map(|slot| {
+                self.slots[slot].revision = event.revision.unwrap_or_default();
+                self.drain_host(slot, "swaps its modules");
+            }),
+            Fault::Freeze => self.pick(event.slot, Slot::is_well).map(|slot| {
+                // The session lasts six seconds.
+                let lasting = if event.length < 0.3 {
+                    event.lasting(1_000, 6_000)
+                } else {
+                    event.lasting(7_000, 12_000)
+                };
+                self.folder.event(format_args!("host {slot} frozen for {lasting:.1?}"));
+                let slot_ = &mut self.slots[slot];
+                slot_.host.as_ref().expect("it was picked").signal("-STOP");
+                slot_.frozen = true;
+                self.later(lasting, End::Continue(slot));
+            }),
+            Fault::Cut | Fault::Delay | Fault::Stall | Fault::Refuse => self.network(event),
+            Fault::SwallowCommit => self.swallow(event, Peer::Kafka),
+            Fault::SwallowInsert => self.swallow(event, Peer::ClickHouse),
+        };
+        if done.is_some() {
+            *self.faults.entry(event.fault).or_default() += 1;
+        }
+    }
+
+    /// Ends every fault now, and waits until everybody is there again.
+    pub(super) fn heal(&mut self) {
+        self.folder.event("everything heals");
+        for (due, _) in &mut self.ends {
+            *due = Instant::now();
+        }
+        for slot in &self.slots {
+            slot.kafka.heal();
+            slot.clickhouse.heal();
+        }
+        let until = Instant::now() + 2 * HUNG;
+        while !self.is_whole() && self.trouble.is_empty() {
+            if Instant::now() > until {
+                self.trouble.push("not everybody is there again after everything has healed".to_owned());
+            }
+            self.pass(TICK);
+        }
+    }
+
+    /// Whether the hosts that are there have nothing in flight.
+    pub(super) fn is_drained(&mut self) -> bool {
+        let mut hosts = self.slots.iter_mut().filter_map(|slot| slot.host.as_mut());
+        hosts.all(|host| host.in_flight() == Some(0))
+    }
+
+    /// Lets every host drain, which each must now do without anything unfinished.
+    pub(super) fn stop_hosts(&mut self) {
+        let unfinished = self.unfinished;
+        for slot in 0..SLOTS {
+            self.slots[slot].wanted = false;
+            if self.slots[slot].host.is_some() {
+                self.drain_host(slot, "stops");
+            }
+        }
+        while self.slots.iter().any(|slot| slot.host.is_some()) && self.trouble.is_empty() {
+            self.pass(TICK);
+        }
+        if self.unfinished > unfinished {
+            self.trouble.push("a host with nothing left to do did not exit with 0".to_owned());
+        }
+    }
+
+    /// The end of every host's log.
+    pub(super) fn last_words(&self) -> String {
+        let words = self.slots.iter().enumerate().map(|(number, slot)| match &slot.host {
+            Some(host) => format!("host {number}: {}\n", host.last_words()),
+            None => format!("host {number} is not there\n"),
+        });
+        words.collect()
+    }
+
+    fn later(&mut self, wait: Duration, end: End) {
+        self.ends.push((Instant::now() + wait, end));
+    }
+
+    /// The first slot from `first` on that has a host which fits.
+    fn pick(&self, first: usize, fits: impl Fn(&Slot) -> bool) -> Option<usize> {
+        let slots = (0..SLOTS).map(|step| (first + step) % SLOTS);
+        slots.into_iter().find(|slot| self.slots[*slot].host.is_some() && fits(&self.slots[*slot]))
+    }
+
+    fn kill_host(&mut self, number: usize, event: &Event) {
+        let slot = &mut self.slots[number];
+        let state = match (slot.frozen, slot.draining) {
+            (true, _) => " while frozen",
+            (_, Some(_)) => " while draining",
+            _ => "",
+        };
+        slot.host.take().expect("it was picked").kill();
+        slot.draining = None;
+        self.kills += 1;
+        let away = event.lasting(100, 3_000);
+        self.folder.event(format_args!("host {number} killed{state}"));
+        if let Some(revision) = event.revision {
+            self.slots[number].revision = revision;
+        }
+        if self.slots[number].wanted {
+            self.later(away, End::StartHost(number));
+        }
+    }
+
+    fn kill_clickhouse(&mut self, event: &Event) -> Option<()> {
+        let away = |end: &End| matches!(end, End::StartClickHouse);
+        if self.ends.iter().any(|(_, end)| away(end))
+            || self.restarts.iter().any(|(what, _)| *what == "ClickHouse")
+        {
+            return None;
+        }
+        self.clickhouse.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        self.kills += 1;
+        self.folder.event("ClickHouse killed");
+        self.later(event.lasting(200, 5_000), End::StartClickHouse);
+        Some(())
+    }
+
+    fn kill_broker(&mut self, event: &Event) -> Option<()> {
+        if !self.has_broker() {
+            return None;
+        }
+        self.broker.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        self.kills += 1;
+        self.folder.event("the broker killed");
+        self.later(event.lasting(200, 3_000), End::StartBroker);
+        Some(())
+    }
+
+    fn join(&mut self) -> Option<()> {
+        let slot = self.slots.iter().position(|slot| !slot.wanted && slot.host.is_none())?;
+        self.slots[slot].wanted = true;
+        self.folder.event(format_args!("host {slot} is to join"));
+        self.start_host(slot);
+        Some(())
+    }
+
+    fn leave(&mut self, event: &Event) -> Option<()> {
+        if self.slots.iter().filter(|slot| slot.wanted).count() < AT_FIRST {
+            return self.join();
+        }
+        let slot = self.pick(event.slot, |slot| slot.wanted && slot.is_well())?;
+        self.slots[slot].wanted = false;
+        self.drain_host(slot, "leaves");
+        Some(())
+    }
+
+    fn network(&mut self, event: &Event) -> Option<()> {
+        let slot = self.pick(event.slot, |_| true)?;
+        let proxy = match event.peer {
+            Peer::Kafka => &self.slots[slot].kafka,
+            Peer::ClickHouse => &self.slots[slot].clickhouse,
+        };
+        let lasting = match event.fault {
+            Fault::Delay => {
+                proxy.delay(event.lasting(20, 400));
+                event.lasting(2_000, 8_000)
+            }
+            Fault::Stall => {
+                proxy.stall(true);
+                event.lasting(2_000, 10_000)
+            }
+            Fault::Refuse => {
+                proxy.refuse(true);
+                event.lasting(1_000, 9_000)
+            }
+            _ => {
+                proxy.cut();
+                Duration::ZERO
+            }
+        };
+        let (fault, peer) = (event.fault, event.peer);
+        self.folder.event(format_args!("host {slot} and {peer:?}: {fault:?} {lasting:.1?}"));
+        if !lasting.is_zero() {
+            self.later(lasting, End::Heal(slot, peer));
+        }
+        Some(())
+    }
+
+    fn swallow(&mut self, event: &Event, peer: Peer) -> Option<()> {
+        let slot = self.pick(event.slot, Slot::is_well)?;
+        let count = event.count;
+        match peer {
+            Peer::Kafka => self.slots[slot].kafka.swallow(count),
+            Peer::ClickHouse => self.slots[slot].clickhouse.swallow(count),
+        }
+        self.folder.event(format_args!("host {slot}: the next {count} answers of {peer:?} are swallowed"));
+        Some(())
+    }
+
+    fn start_host(&mut self, number: usize) {
+        let slot = &mut self.slots[number];
+        if !slot.wanted || slot.host.is_some() {
+            return;
+        }
+        let configuration = Configuration::new(
+            &slot.kafka.address().to_string(),
+            &format!("http://{}", slot.clickhouse.address()),
+        )
+        .set("PIPELINES__PURCHASES__BATCH__ROWS", "500")
+        .set("PIPELINES__PURCHASES__BATCH__BYTES", "8MiB")
+        .set("PIPELINES__PURCHASES__BATCH__LINGER", "200ms")
+        .set("CLICKHOUSE__REQUEST_TIMEOUT", "5s")
+        .set("RESOURCES__WORKERS", "1")
+        .set("RESOURCES__IN_FLIGHT_BYTES", "64MiB")
+        .set("RESOURCES__DRAIN_TIMEOUT", DRAIN)
+        .set("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "6000")
+        .set("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "500")
+        .set("KAFKA__PROPERTIES__SOCKET_TIMEOUT_MS", "10000");
+        let configuration = match self.delivery {
+            Delivery::AtLeastOnce => configuration,
+            Delivery::ExactlyOnce => configuration
+                .set("PIPELINES__PURCHASES__DELIVERY", "exactly-once")
+                .set("KAFKA__INSTANCE", &format!("chaos-{number}")),
+        };
+        let configuration = self.revisions.configure(configuration, slot.revision);
+        slot.starts += 1;
+        let log = self.folder.file(&format!("host-{number}.{:03}.log", slot.starts));
+        slot.host = Some(Host::start(&configuration, log));
+        slot.frozen = false;
+        slot.draining = None;
+        let (revision, starts) = (slot.revision, slot.starts);
+        self.folder.event(format_args!("host {number} started, process {starts}, modules {revision}"));
+    }
+
+    fn drain_host(&mut self, number: usize, why: &str) {
+        let slot = &mut self.slots[number];
+        slot.draining = Some(Instant::now());
+        slot.host.as_ref().expect("it is there").signal("-TERM");
+        self.folder.event(format_args!("host {number} {why}"));
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let (due, ends) = std::mem::take(&mut self.ends).into_iter().partition(|(at, _)| *at <= now);
+        self.ends = ends;
+        let due: Vec<(Instant, End)> = due;
+        for (_, end) in due {
+            self.end(end);
+        }
+        let (ended, restarts): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.restarts).into_iter().partition(|(_, thread)| thread.is_finished());
+        self.restarts = restarts;
+        for (what, thread) in ended {
+            self.folder.event(format_args!("{what} is there again"));
+            if thread.join().is_err() {
+                self.trouble.push(format!("{what} could not be started again"));
+            }
+        }
+        for slot in 0..SLOTS {
+            self.watch(slot);
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        match end {
+            End::StartHost(slot) => self.start_host(slot),
+            End::Continue(number) => {
+                let slot = &mut self.slots[number];
+                if let Some(host) = slot.host.as_ref().filter(|_| slot.frozen) {
+                    host.signal("-CONT");
+                    slot.frozen = false;
+                    self.folder.event(format_args!("host {number} goes on"));
+                }
+            }
+            End::Heal(number, peer) => {
+                match peer {
+                    Peer::Kafka => self.slots[number].kafka.heal(),
+                    Peer::ClickHouse => self.slots[number].clickhouse.heal(),
+                }
+                self.folder.event(format_args!("host {number} and {peer:?}: healed"));
+            }
+            End::StartClickHouse => {
+                let clickhouse = self.clickhouse.clone();
+                let restart = move || clickhouse.lock().unwrap_or_else(PoisonError::into_inner).restart();
+                self.restarts.push(("ClickHouse", std::thread::spawn(restart)));
+            }
+            End::StartBroker => {
+                let (broker, kept) = (self.broker.clone(), self.folder.broker_log());
+                let restart = move || {
+                    let mut broker = broker.lock().unwrap_or_else(PoisonError::into_inner);
+                    Folder::append_broker_log(&kept, &broker.directory().join("kafka.log"));
+                    broker.restart();
+                };
+                self.restarts.push(("the broker", std::thread::spawn(restart)));
+            }
+        }
+    }
+
+    /// Looks whether a host has ended, or hangs.
+    fn watch(&mut self, number: usize) {
+        let slot = &mut self.slots[number];
+        let Some(host) = &mut slot.host else { return };
+        let Some(status) = host.ended() else {
+            if slot.deaths > 0 && !slot.frozen && host.is_ready() {
+                slot.deaths = 0;
+            }
+            if slot.draining.is_some_and(|since| since.elapsed() > HUNG) {
+                self.trouble
+                    .push(format!("host {number} was told to drain and hangs: {}", host.last_words()));
+            }
+            return;
+        };
+        let words = host.last_words();
+        slot.host = None;
+        let asked = slot.draining.take().is_some();
+        if asked {
+            self.folder.event(format_args!("host {number} has drained: {status}"));
+            if !status.success() {
+                self.unfinished += 1;
+                self.folder.event(format_args!("host {number} had something unfinished: {words}"));
+            }
+        } else {
+            self.exits += 1;
+            slot.deaths += 1;
+            let deaths = slot.deaths;
+            self.folder.event(format_args!("host {number} ended by itself: {status}: {words}"));
+            if deaths >= KEEPS_DYING {
+                self.trouble.push(format!("host {number} keeps dying: {words}"));
+            }
+        }
+        if self.slots[number].wanted {
+            self.later(Duration::from_millis(if asked { 0 } else { 500 }), End::StartHost(number));
+        }
+    }
+}
+
+impl Slot {
+    /// Whether its host runs and was told nothing else.
+    fn is_well(&self) -> bool {
+        self.host.is_some() && !self.frozen && self.draining.is_none()
+    }
+}
