@@ -1,5 +1,6 @@
 //! Commands: one file each. This one only parses the command line and dispatches.
 
+mod audit;
 mod check;
 mod clickhouse;
 mod demo;
@@ -23,6 +24,7 @@ struct Arguments {
 enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
+    Audit(audit::Arguments),
     Migrate(migrate::Arguments),
     Produce(produce::Arguments),
     Demo(demo::Arguments),
@@ -34,6 +36,8 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        // Its exit code says more than that something went wrong.
+        Command::Audit(arguments) => return audit::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),

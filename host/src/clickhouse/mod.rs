@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod exception;
+pub mod holdings;
 pub mod migrations;
 pub mod schema;
 pub mod settings;

@@ -9,6 +9,7 @@ pub mod client;
 mod copy;
 pub mod dead_letters;
 mod group;
+pub mod inspection;
 pub mod intake;
 mod membership;
 pub mod metadata;

@@ -20,7 +20,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends librdkafka's log to ours, and nothing at the end of a partition, which is no error here.
 #[derive(Clone, Debug)]
-struct ReaderContext;
+pub(super) struct ReaderContext;
 
 impl ClientContext for ReaderContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -164,7 +164,7 @@ fn ranges(consumer: &ReaderConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>
         .collect()
 }
 
-fn owned(message: &impl Message) -> OwnedRecord {
+pub(super) fn owned(message: &impl Message) -> OwnedRecord {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     OwnedRecord {
         partition: message.partition(),

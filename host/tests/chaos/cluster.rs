@@ -422,7 +422,7 @@ impl Cluster {
         .set("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "500")
         .set("KAFKA__PROPERTIES__SOCKET_TIMEOUT_MS", "10000");
         let configuration = match self.delivery {
-            Delivery::AtLeastOnce => configuration,
+            Delivery::AtLeastOnce => configuration.set("PIPELINES__PURCHASES__DELIVERY", "at-least-once"),
             Delivery::ExactlyOnce => configuration
                 .set("PIPELINES__PURCHASES__DELIVERY", "exactly-once")
                 .set("KAFKA__INSTANCE", &format!("chaos-{number}")),
