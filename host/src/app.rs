@@ -112,7 +112,8 @@ impl App {
                 migrate(&config, &settings, &readiness).await?;
             }
             let partitions = check_topics(&config, &readiness).await?;
-            let chained: Vec<_> = config.pipelines.iter().zip(chains.iter().map(|(chain, _)| chain)).collect();
+            let chained: Vec<_> =
+                config.pipelines.iter().zip(chains.iter().map(|(chain, _)| chain)).collect();
             let mut bound = Vec::new();
             for ((pipeline, chain), (_, files)) in chained.iter().zip(&chains) {
                 if pipeline.delivery == Delivery::ExactlyOnce {

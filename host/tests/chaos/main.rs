@@ -68,8 +68,8 @@ impl Settings {
             None => Ok(default),
         };
         let delivery = match variable("CHAOS_DELIVERY").as_deref() {
-            None | Some("at-least-once") => Delivery::AtLeastOnce,
-            Some("exactly-once") => Delivery::ExactlyOnce,
+            Some("at-least-once") => Delivery::AtLeastOnce,
+            None | Some("exactly-once") => Delivery::ExactlyOnce,
             Some(other) => {
                 return Err(format!("CHAOS_DELIVERY is {other:?}; write at-least-once or exactly-once"));
             }
