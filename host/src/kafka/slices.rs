@@ -22,6 +22,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
 use crate::domain::intent::IntentSlice;
+use crate::domain::ledger::PartitionId;
 use crate::domain::retry::Retryability;
 use crate::pipeline::ports::{KafkaError, Reread};
 
@@ -33,10 +34,11 @@ use super::queue::{Message, MessageQueue};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for messages.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// So often a topic must be unknown to count as gone: brokers that have just started may lack it.
-const UNKNOWN_TOPIC_ANSWERS: u32 = 3;
+/// So often it must be said that a topic, or the end of a slice, is not there: brokers that have just
+/// started, or become a leader, may not know it yet.
+const ANSWERS: u32 = 3;
 /// Wait between two such questions.
-const UNKNOWN_TOPIC_PAUSE: Duration = Duration::from_millis(500);
+const ANSWER_PAUSE: Duration = Duration::from_millis(500);
 
 /// See the module documentation.
 #[derive(Clone, Debug)]
@@ -98,13 +100,7 @@ impl SliceReader {
                     count
                 }
             };
-            let there = if partition < count {
-                let (low, end) =
-                    consumer.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).map_err(named)?;
-                low..end
-            } else {
-                0..0
-            };
+            let there = if partition < count { log_range(consumer, &slice).map_err(named)? } else { 0..0 };
             let (left, lost) = split(&slice, there);
             reread.lost.extend(lost);
             if let Some(slice) = left {
@@ -177,11 +173,24 @@ fn partition_count(consumer: &BaseConsumer<SliceContext>, topic: &str) -> Result
             {
                 return Err(ClientError::MetadataFetch(error));
             }
-            _ if answer >= UNKNOWN_TOPIC_ANSWERS => break,
-            _ => std::thread::sleep(UNKNOWN_TOPIC_PAUSE),
+            _ if answer >= ANSWERS => break,
+            _ => std::thread::sleep(ANSWER_PAUSE),
         }
     }
     Ok(0)
+}
+
+/// First offset of the log of a slice's partition, and the end of what is committed there.
+fn log_range(consumer: &BaseConsumer<SliceContext>, slice: &IntentSlice) -> Result<Range<i64>, ClientError> {
+    let PartitionId { topic, partition } = &slice.partition;
+    for answer in 1.. {
+        let (low, end) = consumer.fetch_watermarks(topic, *partition, ANSWER_TIMEOUT)?;
+        if end >= slice.end || answer >= ANSWERS {
+            return Ok(low..end);
+        }
+        std::thread::sleep(ANSWER_PAUSE);
+    }
+    unreachable!("the answers are counted")
 }
 
 /// What of a slice is there, and what is not, by offset.
@@ -256,7 +265,6 @@ impl ConsumerContext for SliceContext {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ledger::PartitionId;
 
     #[test]
     fn what_the_log_lacks_at_either_end_is_lost() {
