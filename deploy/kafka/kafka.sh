@@ -290,6 +290,11 @@ start() {
   for attempt in 1 2 3; do
     port=$wanted
     format
+    # A broker that was killed has no command line any more a moment before its sockets are closed.
+    for _ in $(seq 30); do
+      answers "$(broker_port)" || break
+      sleep 0.1
+    done
     if answers "$(broker_port)"; then
       die "port $(broker_port) is taken by another process: stop it, or choose one with --port (0: any)"
     fi

@@ -122,6 +122,30 @@ async fn letters_and_offsets_are_there_together_or_not_at_all() {
     member.leave().await;
 }
 
+/// KIP-848: the coordinator knows a member by its epoch, and assigns by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newer_group_protocol_commits_as_well() {
+    let kafka = kafka();
+    kafka.create_topic("newer", 2);
+    create_letters(&kafka, "newer.letters");
+    let properties = [("group.protocol", "consumer")];
+    let join = || Member::join(kafka.bootstrap(), "newer", "newer", Delivery::ExactlyOnce, &properties);
+    let mut member = join();
+    member.assigned(2).await;
+    let offsets = member.offsets("one", "newer.letters");
+    let first = commit("newer", 1, 4, "some metadata", vec![letter("newer", 3, b"first")]);
+    offsets.commit(first).await.expect("committed");
+    assert_eq!(committed(kafka.bootstrap(), "newer", "newer", 1), Some((4, "some metadata".into())));
+    member.leave().await;
+    let letters = vec![letter("newer", 4, b"second")];
+    let error = offsets.commit(commit("newer", 1, 5, "", letters)).await.expect_err("no member");
+    assert!(matches!(error, CommitError::Refused(_)), "{error}");
+    let mut member = join();
+    assert_eq!(member.assigned(2).await[1].position, Some(4));
+    assert_eq!(payloads(&kafka, "newer.letters"), ["first"]);
+    member.leave().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_topic_that_is_missing_is_named_and_nothing_is_committed() {
     let kafka = kafka();
