@@ -62,8 +62,7 @@ fn a_clean_run_is_clean_and_everything_that_is_wrong_is_named() {
     let clickhouse = ClickHouse::start();
     let traffic = Traffic::generate(31, RECORDS, 0.1);
     traffic.send(kafka.bootstrap(), TOPIC);
-    let configuration = Configuration::new(kafka.bootstrap(), &clickhouse.url())
-        .set("PIPELINES__PURCHASES__DELIVERY", "at-least-once");
+    let configuration = Configuration::new(kafka.bootstrap(), &clickhouse.url());
     let sluice = Sluice::start(&configuration);
     sluice.wait_until("the topic is drained", is_done);
     assert_eq!(sluice.stop(), Some(0));
