@@ -41,7 +41,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry;
 use crate::wasm::{ChainSettings, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
 
-use pipeline::{Parts, start_pipeline};
+use pipeline::{Parts, start_pipeline, transaction_settings};
 
 /// Longest wait for Kafka's answer about topics.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,6 +112,7 @@ impl App {
                 migrate(&config, &settings, &readiness).await?;
             }
             let partitions = check_topics(&config, &readiness).await?;
+            check_transactions(&config, &readiness).await?;
             let chained: Vec<_> =
                 config.pipelines.iter().zip(chains.iter().map(|(chain, _)| chain)).collect();
             let mut bound = Vec::new();
@@ -339,6 +340,29 @@ async fn check_topics(config: &Config, readiness: &Readiness) -> Result<BTreeMap
         }
     })
     .await
+}
+
+/// Whether the brokers do the transactions that exactly-once needs. This also ends what a process of
+/// the same name, this one's predecessor, has left open.
+async fn check_transactions(config: &Config, readiness: &Readiness) -> Result<()> {
+    let exactly_once = config.pipelines.iter().filter(|pipeline| pipeline.delivery == Delivery::ExactlyOnce);
+    for pipeline in exactly_once {
+        let settings = transaction_settings(config, pipeline);
+        retry("kafka", readiness, async || {
+            let (kafka, settings) = (config.kafka.clone(), settings.clone());
+            let check = move || metadata::check_transactions(&kafka, &settings, METADATA_TIMEOUT);
+            match tokio::task::spawn_blocking(check).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) if error.retryability() == Retryability::Retry => {
+                    Err(Again(error.to_string()))
+                }
+                Ok(Err(error)) => Err(Never(error.into())),
+                Err(error) => Err(Never(error.into())),
+            }
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 use Attempt::{Again, Never};

@@ -20,6 +20,8 @@ fn broker() -> EmbeddedBroker {
 
 fn configuration(broker: &EmbeddedBroker, clickhouse: &ClickHouse) -> Configuration {
     Configuration::new(&broker.bootstrap(), &clickhouse.url())
+        // The embedded broker has no real transactions.
+        .set("PIPELINES__PURCHASES__DELIVERY", "at-least-once")
         .set("PIPELINES__PURCHASES__BATCH__ROWS", "500")
         .set("PIPELINES__PURCHASES__BATCH__LINGER", "100ms")
 }
@@ -72,7 +74,7 @@ fn two_pipelines_run_side_by_side() {
     let pipeline = |name: &str| {
         format!(
             "  {name}:\n    topics: [{name}]\n    group: sluice-{name}\n    dead_letter_topic: {name}.dead\n    \
-             validators: {}\n    mapper: {}\n    tables: {{ purchases: purchases_{name} }}\n    \
+             delivery: at-least-once\n    validators: {}\n    mapper: {}\n    tables: {{ purchases: purchases_{name} }}\n    \
              batch: {{ linger: 100ms }}\n",
             validators.display(),
             mapper.display()

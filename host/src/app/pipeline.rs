@@ -64,6 +64,16 @@ pub(super) struct Parts {
     pub(super) status: watch::Sender<PipelineStatus>,
 }
 
+/// What the transactions of a pipeline are made with.
+pub(super) fn transaction_settings(config: &Config, pipeline: &PipelineConfig) -> TransactionSettings {
+    TransactionSettings {
+        group: pipeline.group.clone(),
+        instance: config.kafka.instance(),
+        dead_letter_topic: pipeline.dead_letter_topic.clone(),
+        pipeline: pipeline.name.clone(),
+    }
+}
+
 /// Starts a pipeline; the future ends when it has drained.
 pub(super) fn start_pipeline(
     config: &Config,
@@ -98,12 +108,7 @@ pub(super) fn start_pipeline(
     let offsets = match pipeline.delivery {
         Delivery::AtLeastOnce => Offsets::Plain(intake.offset_store()),
         Delivery::ExactlyOnce => {
-            let settings = TransactionSettings {
-                group: pipeline.group.clone(),
-                instance: config.kafka.instance(),
-                dead_letter_topic: pipeline.dead_letter_topic.clone(),
-                pipeline: pipeline.name.clone(),
-            };
+            let settings = transaction_settings(config, pipeline);
             let offsets = intake.transactional_offsets(client.clone(), settings).with_context(|| {
                 format!("pipelines.{}: the transactional producer does not start", pipeline.name)
             })?;

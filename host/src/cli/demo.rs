@@ -83,16 +83,23 @@ async fn demo(arguments: &Arguments) -> Result<()> {
         ..EmbeddedOptions::default()
     })
     .await?;
-    let config = Config::from_parts(
-        &yaml,
-        base,
-        [
-            ("SLUICE__KAFKA__BROKERS", broker.bootstrap()),
-            ("SLUICE__CLICKHOUSE__URL", clickhouse.url()),
-            ("SLUICE__ADMIN__LISTEN", "127.0.0.1:0".into()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value)),
-    )?;
+    let mut variables: Vec<(String, String)> = [
+        ("SLUICE__KAFKA__BROKERS", broker.bootstrap()),
+        ("SLUICE__CLICKHOUSE__URL", clickhouse.url()),
+        ("SLUICE__ADMIN__LISTEN", "127.0.0.1:0".into()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec();
+    // The embedded broker takes part in transactions, but does not know what they are for.
+    variables.extend(draft.pipelines.iter().map(|pipeline| {
+        let name = pipeline.name.to_uppercase();
+        (format!("SLUICE__PIPELINES__{name}__DELIVERY"), "at-least-once".to_owned())
+    }));
+    say(
+        "delivery: at-least-once, since the embedded broker has no real transactions; against Apache Kafka it is \
+         what the configuration says, by default exactly-once",
+    );
+    let config = Config::from_parts(&yaml, base, variables)?;
     let shutdown = Shutdown::install(config.resources.drain_timeout)?;
 
     say("migrating ClickHouse, loading modules, joining the consumer group");

@@ -342,7 +342,7 @@ mod tests {
         cluster.request_errors(RDKafkaApiKey::InitProducerId, &[denied]);
         let error = check_transactions(&settings, &transactions, TIMEOUT).expect_err("denied");
         assert_eq!(error.retryability(), Retryability::Permanent);
-        assert!(error.to_string().contains("--transactional-id sluice-sluice-purchases-one"), "{error}");
+        assert!(error.to_string().contains("--transactional-id sluice-purchases-one"), "{error}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub struct TransactionSettings {
 impl TransactionSettings {
     /// `transactional.id` of the producer; rights to it may have to be granted.
     pub fn transactional_id(&self) -> String {
-        format!("sluice-{}-{}", self.group, self.instance)
+        format!("{}-{}", self.group, self.instance)
     }
 
     /// What has to change at the brokers before they do any transaction.
