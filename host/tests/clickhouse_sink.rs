@@ -217,6 +217,19 @@ async fn bad_rows_are_permanent() {
 }
 
 #[tokio::test]
+async fn a_user_who_may_not_write_waits_for_the_right() {
+    let settings = database("read_only").await;
+    execute(&settings.client(), "CREATE TABLE t (a UInt8) ENGINE = MergeTree ORDER BY a").await;
+    let mut limited = settings.clone();
+    limited.server_settings.insert("readonly".into(), "2".into());
+    let (sink, _) = sink(&limited);
+    sink.bind("t", &output(&[("a", "UInt8")])).await.expect("it may look");
+    let (retryability, code, message) = refusal(&sink, request("t", &["a"], 1, &[1], "t")).await;
+    assert_eq!((retryability, code), (Retryability::Retry, Some(164)), "{message}");
+    assert!(message.contains("check clickhouse.user, its password and its rights"), "{message}");
+}
+
+#[tokio::test]
 async fn a_table_that_changed_stops_the_rows_and_dead_letters_none() {
     let settings = database("changed").await;
     let client = settings.client();

@@ -127,6 +127,7 @@ pub const CODES: &[(i32, &str, ErrorKind, &str)] = &[
     (81, "UNKNOWN_DATABASE", ErrorKind::Schema, "the database is not there"),
     (115, "UNKNOWN_SETTING", ErrorKind::Schema, "the server is older than a setting"),
     (218, "TABLE_IS_DROPPED", ErrorKind::Schema, "the table was dropped just now"),
+    (774, "TABLE_IS_PERMANENTLY_READ_ONLY", ErrorKind::Schema, "the table's setting table_readonly"),
     // Access.
     (164, "READONLY", ErrorKind::Access, "the user or server is read-only, or settings may not be changed"),
     (192, "UNKNOWN_USER", ErrorKind::Access, "user"),

@@ -89,6 +89,23 @@ impl Traffic {
         self.send_with(&ProducerOptions::new(brokers, topic));
     }
 
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// The records from place `at` on, to be sent apart. [`Self::and`] puts them behind again.
+    pub fn split_off(&mut self, at: usize) -> Self {
+        Self { messages: self.messages.split_off(at), expectations: self.expectations.split_off(at) }
+    }
+
+    /// These records and those that were behind them.
+    pub fn and(mut self, mut other: Self) -> Self {
+        self.messages.append(&mut other.messages);
+        self.expectations.append(&mut other.expectations);
+        self
+    }
+
     /// Sends everything at `rate` records a second.
     pub fn send_paced(&self, brokers: &str, topic: &str, rate: f64) {
         self.send_with(&ProducerOptions { rate: Some(rate), ..ProducerOptions::new(brokers, topic) });
