@@ -51,12 +51,22 @@ const FAULTS: [(&str, &str, &str); 4] = [
 ];
 
 #[test]
-fn whatever_keeps_clickhouse_from_taking_rows_is_waited_out() {
+fn whatever_keeps_clickhouse_from_taking_rows_is_waited_out_at_least_once() {
+    is_waited_out("at-least-once");
+}
+
+#[test]
+fn whatever_keeps_clickhouse_from_taking_rows_is_waited_out_exactly_once() {
+    is_waited_out("exactly-once");
+}
+
+fn is_waited_out(delivery: &str) {
     let kafka = ApacheKafka::start();
     kafka.create_topic("purchases", 4);
     kafka.create_topic("purchases.dead-letters", 1);
     let mut clickhouse = ClickHouse::start();
     let configuration = Configuration::new(kafka.bootstrap(), &clickhouse.url())
+        .set("PIPELINES__PURCHASES__DELIVERY", delivery)
         .set("RESOURCES__IN_FLIGHT_BYTES", &LIMIT.to_string())
         .set("PIPELINES__PURCHASES__BATCH__BYTES", "1MiB")
         .set("PIPELINES__PURCHASES__BATCH__ROWS", "500")
