@@ -118,7 +118,7 @@ impl App {
             let mut bound = Vec::new();
             for ((pipeline, chain), (_, files)) in chained.iter().zip(&chains) {
                 if pipeline.delivery == Delivery::ExactlyOnce {
-                    archive(&revisions, files, &readiness).await?;
+                    archive(&revisions, (pipeline, chain), files, &readiness).await?;
                 }
                 let pending = |table: &str| preconditions::pending_inserts(table, &chained, &partitions);
                 bound.push(bind(pipeline, chain, &sink, pending, &readiness).await?);
@@ -258,11 +258,17 @@ async fn load_chains(
 }
 
 /// Keeps modules for recovery before the first record meets them.
-async fn archive(archive: &RevisionArchive, modules: &[ArchivedModule], readiness: &Readiness) -> Result<()> {
+async fn archive(
+    archive: &RevisionArchive,
+    (pipeline, chain): preconditions::Chained<'_>,
+    modules: &[ArchivedModule],
+    readiness: &Readiness,
+) -> Result<()> {
     retry("clickhouse", readiness, async || {
         let stored = async {
             archive.ensure().await?;
-            archive.store(modules).await
+            archive.store(modules).await?;
+            archive.store_chain(&pipeline.name, chain.revision(), chain.modules()).await
         };
         match stored.await {
             Err(error) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),

@@ -9,6 +9,7 @@ use sluice::clickhouse::settings::{ClickHouseSettings, TransferCompression};
 use sluice::domain::module::{ArchivedModule, module_revision};
 use sluice::domain::retry::Retryability;
 use sluice::domain::verdict::{Revision, Stage};
+use sluice::pipeline::ports::ModuleIdentity;
 use support::{database, execute, text};
 
 fn module(stage: Stage, name: &str, bytes: impl Into<Bytes>, settings: &str) -> ArchivedModule {
@@ -174,4 +175,25 @@ async fn a_server_that_is_away_is_waited_for() {
         assert_eq!(error.retryability(), Retryability::Retry, "{error}");
         assert!(error.to_string().contains("cannot reach ClickHouse"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn the_revision_of_a_row_leads_to_the_modules_that_passed_it() {
+    let (archive, settings) = archive("archive_chains").await;
+    let rules = module(Stage::Validate, "rules", &b"\0asm"[..], r#"{"most":7}"#);
+    archive.store(std::slice::from_ref(&rules)).await.expect("it is kept");
+    let identity = ModuleIdentity { name: "rules".into(), stage: Stage::Validate, revision: rules.revision };
+    let chain = Revision([0xab; 32]);
+    for _ in 0..2 {
+        let modules = std::slice::from_ref(&identity);
+        archive.store_chain("purchases", chain, modules).await.expect("it is kept");
+    }
+    let query = format!(
+        "SELECT module.name, module.settings FROM (SELECT arrayJoin(JSONExtractArrayRaw(settings)) AS part \
+         FROM sluice_revisions WHERE stage = 'chain' AND startsWith(revision, '{chain}')) AS chain \
+         JOIN sluice_revisions AS module ON module.revision = JSONExtractString(chain.part, 'revision')"
+    );
+    assert_eq!(text(&settings.client(), &query).await, "rules\t{\"most\":7}");
+    // A chain is no module of a batch.
+    assert_eq!(archive.fetch(&[chain]).await, Ok(vec![None]));
 }

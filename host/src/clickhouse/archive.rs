@@ -20,10 +20,14 @@ use super::table_name::TableName;
 use crate::domain::module::ArchivedModule;
 use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
+use crate::pipeline::ports::ModuleIdentity;
 
 /// Name of the table. Where it has to be replicated, make it by hand before the first start;
 /// `CREATE TABLE IF NOT EXISTS` then leaves it alone.
 pub const ARCHIVE_TABLE: &str = "sluice_revisions";
+
+/// Stage of a row that is a chain: its settings list the modules.
+const CHAIN: &str = "chain";
 
 /// Why modules were not archived, or not found again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -147,10 +151,10 @@ impl RevisionArchive {
             "CREATE TABLE IF NOT EXISTS {}\n(\n    \
              revision String COMMENT 'SHA-256 in hex over the length of bytes (8 bytes, little endian), bytes, \
              settings; dead letters and logs show its first 12 digits',\n    \
-             stage LowCardinality(String) COMMENT 'validate or map',\n    \
-             name String COMMENT 'File name without .wasm',\n    \
+             stage LowCardinality(String) COMMENT 'validate or map; chain for what _revision of a row stands for',\n    \
+             name String COMMENT 'File name without .wasm; of a chain the pipeline',\n    \
              bytes String COMMENT 'The .wasm file as it was read' CODEC(ZSTD(3)),\n    \
-             settings String COMMENT 'Settings as JSON, keys in order, as init got them',\n    \
+             settings String COMMENT 'Settings as JSON, keys in order, as init got them; of a chain its modules',\n    \
              first_seen DateTime64(3, 'UTC') DEFAULT now64(3) COMMENT 'When a host first ran it'\n)\n\
              ENGINE = ReplacingMergeTree\nORDER BY (revision, stage, name)\n\
              COMMENT 'Every module that judged records, by content: recovery runs them again'",
@@ -163,38 +167,77 @@ impl RevisionArchive {
     /// # Errors
     /// When ClickHouse does not confirm all of them; those before may be there, and doing it again is fine.
     pub async fn store(&self, modules: &[ArchivedModule]) -> Result<(), ArchiveError> {
-        if modules.is_empty() {
-            return Ok(());
-        }
         let revisions: Vec<String> = modules.iter().map(|module| hex::encode(module.revision.0)).collect();
-        // Not the bytes: a column that is not named is not read.
-        let sql = format!(
-            "SELECT DISTINCT revision, toString(stage) AS stage, name FROM {} WHERE revision IN ?",
-            self.table
-        );
-        let known = self.client.query(&sql).bind(&revisions).fetch_all::<KnownRow>().await;
-        let mut known: Vec<_> = known
-            .map_err(|error| server("read", error))?
-            .into_iter()
-            .map(|KnownRow { revision, stage, name }| (revision, stage, name))
-            .collect();
+        let mut known = self.known(&revisions).await?;
         for (module, revision) in modules.iter().zip(revisions) {
             let key = (revision, module.stage.as_str().to_owned(), module.name.clone());
             if known.contains(&key) {
                 continue;
             }
-            self.send(module, &key.0).await.map_err(|error| server("write to", error))?;
+            let ArchivedModule { stage, name, bytes, settings, .. } = module;
+            self.send(NewRow { revision: &key.0, stage: stage.as_str(), name, bytes, settings }).await?;
             tracing::info!(module = module.name, revision = %module.revision, "module archived");
             known.push(key);
         }
         Ok(())
     }
 
-    async fn send(&self, module: &ArchivedModule, revision: &str) -> clickhouse::error::Result<()> {
+    /// Keeps which modules a chain is made of, so that the `_revision` of a row leads to them. `name`
+    /// is the pipeline's.
+    ///
+    /// # Errors
+    /// When ClickHouse does not confirm it.
+    pub async fn store_chain(
+        &self,
+        name: &str,
+        revision: Revision,
+        modules: &[ModuleIdentity],
+    ) -> Result<(), ArchiveError> {
+        let revision = hex::encode(revision.0);
+        if !self.known(std::slice::from_ref(&revision)).await?.is_empty() {
+            return Ok(());
+        }
+        let module = |module: &ModuleIdentity| {
+            serde_json::json!({
+                "stage": module.stage.as_str(),
+                "name": &*module.name,
+                "revision": hex::encode(module.revision.0),
+            })
+        };
+        let settings = serde_json::Value::Array(modules.iter().map(module).collect()).to_string();
+        self.send(NewRow {
+            revision: &revision,
+            stage: CHAIN,
+            name,
+            bytes: &Bytes::new(),
+            settings: &settings,
+        })
+        .await
+    }
+
+    /// Which of `revisions` are kept, with stage and name.
+    async fn known(&self, revisions: &[String]) -> Result<Vec<(String, String, String)>, ArchiveError> {
+        if revisions.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Not the bytes: a column that is not named is not read.
+        let sql = format!(
+            "SELECT DISTINCT revision, toString(stage) AS stage, name FROM {} WHERE revision IN ?",
+            self.table
+        );
+        let known = self.client.query(&sql).bind(revisions).fetch_all::<KnownRow>().await;
+        let known = known.map_err(|error| server("read", error))?.into_iter();
+        Ok(known.map(|KnownRow { revision, stage, name }| (revision, stage, name)).collect())
+    }
+
+    async fn send(&self, row: NewRow<'_>) -> Result<(), ArchiveError> {
+        self.try_send(row).await.map_err(|error| server("write to", error))
+    }
+
+    async fn try_send(&self, row: NewRow<'_>) -> clickhouse::error::Result<()> {
         let insert = self.client.insert_unescaped::<NewRow<'_>>(&self.table.to_string()).await?;
         let mut insert = insert.with_timeouts(Some(self.timeout), Some(self.timeout));
-        let ArchivedModule { stage, name, bytes, settings, .. } = module;
-        insert.write(&NewRow { revision, stage: stage.as_str(), name, bytes, settings }).await?;
+        insert.write(&row).await?;
         insert.end().await
     }
 
