@@ -21,6 +21,7 @@ pub const CONTRACT: &str = include_str!("../../../guest-sdk/wit/module.wit");
 const PRELUDE: &str = include_str!("../../../testdata/guests/prelude.wat");
 const VALIDATOR: &str = include_str!("../../../testdata/guests/validator.wat");
 const MAPPER: &str = include_str!("../../../testdata/guests/mapper.wat");
+const CHOOSY: &str = include_str!("../../../testdata/guests/choosy.wat");
 
 /// `wat`, a core module, with the component type of `world` in `contract`.
 pub fn typed(wat: &str, contract: &str, world: &str) -> Vec<u8> {
@@ -45,6 +46,11 @@ pub fn hostile_validator(change: impl Fn(String) -> String) -> Vec<u8> {
 /// The hostile mapper, after `change` to its text.
 pub fn hostile_mapper(change: impl Fn(String) -> String) -> Vec<u8> {
     typed(&change(with_prelude(MAPPER)), CONTRACT, "mapper")
+}
+
+/// The validator that rejects what its settings say.
+pub fn choosy_validator() -> Vec<u8> {
+    typed(&with_prelude(CHOOSY), CONTRACT, "validator")
 }
 
 /// Limits that tests reach quickly: 16 MiB and a quarter of a second.

@@ -52,6 +52,33 @@ impl Configuration {
         (output.status.success(), text(output.stdout), text(output.stderr))
     }
 
+    /// Runs `sluice run`, which must end by itself; returns the exit code and everything it said.
+    pub fn run_to_the_end(&self) -> (Option<i32>, String) {
+        let mut child = self
+            .prepare(&["run"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the sluice program runs");
+        let mut stderr = child.stderr.take().expect("standard error is piped");
+        let reading = std::thread::spawn(move || {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).map(|_| said)
+        });
+        let deadline = Instant::now() + PATIENCE;
+        let ended = loop {
+            match child.try_wait().expect("the child can be asked") {
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(30)),
+                ended => break ended,
+            }
+        };
+        if ended.is_none() {
+            child.kill().and_then(|()| child.wait()).expect("the child can be killed");
+        }
+        let said = reading.join().expect("the reader ends").expect("it says text");
+        (ended.unwrap_or_else(|| panic!("sluice goes on: {said}")).code(), said)
+    }
+
     /// `sluice ARGUMENTS --config ...`, ready to run.
     pub fn prepare(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
@@ -137,6 +164,14 @@ impl Sluice {
         let status = self.status();
         let partitions = status["pipelines"][0]["partitions"].as_array().cloned().unwrap_or_default();
         partitions.iter().map(|partition| partition[key].as_u64().unwrap_or(0)).sum()
+    }
+
+    /// A series of `/metrics`, such as `sluice_recuts_total{pipeline="a"}`; 0 where there is none.
+    pub fn metric(&self, series: &str) -> f64 {
+        let (code, text) = self.get("/metrics");
+        assert_eq!(code, 200);
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
     /// Waits until `condition` holds.
