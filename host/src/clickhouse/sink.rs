@@ -220,23 +220,23 @@ impl Sink for ClickHouseSink {
         let table = [request.table.as_ref()];
         let metrics = &self.metrics;
         metrics.insert_seconds.with_label_values(&table).observe(started.elapsed().as_secs_f64());
-        let mut error: InsertError = match outcome {
+        let error = match outcome {
             Ok(()) => {
                 metrics.insert_bytes.with_label_values(&table).inc_by(request.body.len() as u64);
                 metrics.inserted_rows.with_label_values(&table).inc_by(request.rows as u64);
                 return Ok(());
             }
+            Err(error) if error.kind == ErrorKind::Data => match self.changed(&request).await {
+                // Then the rows are not at fault, and their message must not say so.
+                Some(change) => {
+                    let refusal = ServerError { kind: ErrorKind::Schema, ..error };
+                    let message = format!("{change}\nClickHouse refused the rows: {refusal}");
+                    InsertError { message, ..refusal.into() }
+                }
+                None => error.into(),
+            },
             Err(error) => error.into(),
         };
-        if error.retryability == Retryability::Permanent
-            && let Some(change) = self.changed(&request).await
-        {
-            error = InsertError {
-                retryability: Retryability::Retry,
-                code: error.code,
-                message: format!("{change}\nClickHouse refused the rows: {}", error.message),
-            };
-        }
         let retryable = error.retryability == Retryability::Retry;
         metrics.errors.with_label_values(&[if retryable { "true" } else { "false" }]).inc();
         tracing::warn!(
