@@ -2,7 +2,10 @@
 //! program, hosts that are killed at a chosen moment and others that take over. `chaos` is the same at
 //! moments that nobody chose.
 
+mod rebalance;
 mod recovery;
+mod refusals;
+mod schema;
 mod stage;
 
 #[path = "../support/mod.rs"]
