@@ -73,6 +73,29 @@ fn nothing_is_lost_when_the_host_is_killed_and_every_verdict_is_met() {
     assert_eq!(envelopes, traffic.faults());
 }
 
+/// At-least-once, records since the last commit are read again: none is lost, some may be there twice.
+#[test]
+fn at_least_once_nothing_is_lost_when_the_host_is_killed() {
+    let kafka = ApacheKafka::start();
+    kafka.create_topic("purchases", 12);
+    kafka.create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
+    let clickhouse = ClickHouse::start();
+    let traffic = Traffic::generate(17, 20_000, 0.02);
+    traffic.send(kafka.bootstrap(), "purchases");
+    let configuration =
+        configuration(&kafka, &clickhouse).set("PIPELINES__PURCHASES__DELIVERY", "at-least-once");
+    let sluice = Sluice::start(&configuration);
+    sluice.wait_until("some records are settled", |sluice| sluice.settled() >= 3_000);
+    assert!(!is_done(&sluice, 12), "the kill came too late to prove anything");
+    sluice.kill();
+    let sluice = Sluice::start(&configuration);
+    sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
+    assert_eq!(sluice.status()["pipelines"][0]["delivery"], "at-least-once");
+    assert_eq!(sluice.stop(), Some(0));
+    let repeats = traffic.check(kafka.bootstrap(), "purchases", "purchases.dead-letters", &clickhouse);
+    println!("{repeats:?}");
+}
+
 #[test]
 fn every_kind_of_bad_input_ends_where_it_should_and_its_neighbours_go_through() {
     let kafka = ApacheKafka::start();

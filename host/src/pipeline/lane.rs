@@ -155,3 +155,163 @@ impl Lane {
         Some(SealedBatch { batch, chain, holds: std::mem::take(&mut self.holds) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::chunk::{Chunk, ChunkBuilder};
+    use crate::domain::intent::{Intent, PendingBatches};
+    use crate::domain::row::Output;
+    use crate::domain::verdict::{ChunkVerdicts, OutputRows, Rejection, RejectionKind, Revision, Stage};
+    use crate::pipeline::budget::Budget;
+    use crate::pipeline::event::Taken;
+    use crate::pipeline::ports::{Chain, ChainRunner, ModuleIdentity};
+
+    const MAPPER: Revision = Revision([1; 32]);
+
+    /// A chain by name only: what it would say is given to the lane.
+    struct NamedChain;
+
+    impl Chain for NamedChain {
+        fn revision(&self) -> Revision {
+            MAPPER
+        }
+        fn modules(&self) -> &[ModuleIdentity] {
+            &[]
+        }
+        fn outputs(&self) -> &[Output] {
+            &[]
+        }
+        fn runner(&self) -> Box<dyn ChainRunner> {
+            unreachable!("lanes run nothing")
+        }
+    }
+
+    fn chain() -> Arc<BoundChain> {
+        Arc::new(BoundChain { chain: Arc::new(NamedChain), tables: Vec::new() })
+    }
+
+    fn id(partition: i32) -> PartitionId {
+        PartitionId { topic: "topic".into(), partition }
+    }
+
+    fn lane(partitions: i32) -> Lane {
+        let limits = BatchLimits { rows: 1_000, ..BatchLimits::default() };
+        let mut lane = Lane::new(limits);
+        (0..partitions).for_each(|partition| lane.join(id(partition)));
+        lane
+    }
+
+    /// A chunk from `base` on: `t` took too long, others have a row.
+    fn judged(chain: &Arc<BoundChain>, partition: i32, base: i64, letters: &str) -> Judged {
+        let mut builder = ChunkBuilder::new("topic".into(), partition, base);
+        let mut rows = OutputRows::default();
+        let mut rejections = Vec::new();
+        for (index, letter) in (0u32..).zip(letters.bytes()) {
+            builder.push(base + i64::from(index), 0, None, None, []);
+            if letter == b't' {
+                let rejection = Rejection {
+                    stage: Stage::Map,
+                    module: "mapper".into(),
+                    revision: Some(MAPPER),
+                    kind: RejectionKind::Timeout,
+                    code: "timeout".into(),
+                    field: None,
+                    reason: String::new(),
+                };
+                rejections.push((index, rejection));
+            } else {
+                rows.bytes.push(letter);
+                rows.row_ends.push(rows.bytes.len() as u32);
+            }
+            rows.rows_per_record.push(u32::from(letter != b't'));
+        }
+        let chunk: Arc<Chunk> = Arc::new(builder.build());
+        let verdicts = ChunkVerdicts { chain: MAPPER, outputs: vec![rows], rejections };
+        let hold = Budget::new(1_000).take(1);
+        let taken = Taken { epoch: 1, sequence: 0, chunk, chain: chain.clone(), hold };
+        Judged { taken, verdicts: Arc::new(verdicts) }
+    }
+
+    /// Adds a chunk; returns the batches that this seals.
+    fn add(lane: &mut Lane, judged: Judged) -> Vec<SealedBatch> {
+        lane.add(judged, Duration::ZERO, || BatchId(7))
+    }
+
+    fn intent(sealed: &SealedBatch) -> Intent {
+        Intent::of(&sealed.batch, [MAPPER].into()).expect("a lane seals batches that intents can tell of")
+    }
+
+    /// Slices of a batch: partition, start and end.
+    fn slices(sealed: &SealedBatch) -> Vec<(i32, i64, i64)> {
+        let slices = sealed.batch.slices.iter();
+        slices.map(|slice| (slice.partition.partition, slice.start, slice.end)).collect()
+    }
+
+    #[test]
+    fn a_batch_is_sealed_before_it_has_more_forced_runs_than_an_intent_may_list() {
+        let (chain, mut lane) = (chain(), lane(2));
+        // Runs: 4, then 4 more, then one too many.
+        assert!(add(&mut lane, judged(&chain, 0, 0, "tattatat")).is_empty());
+        assert!(add(&mut lane, judged(&chain, 1, 0, "atatatat")).is_empty());
+        assert!(add(&mut lane, judged(&chain, 1, 8, "aaaa")).is_empty(), "without a run it goes in");
+        let sealed = add(&mut lane, judged(&chain, 0, 8, "at"));
+        let [first] = &sealed[..] else { panic!("{sealed:?}") };
+        assert_eq!(slices(first), [(0, 0, 8), (1, 0, 12)]);
+        assert_eq!(intent(first).forced().len(), bounds::FORCED_RUNS);
+        // What made it too many is the first of the next, which has room again.
+        assert!(add(&mut lane, judged(&chain, 1, 12, "tatatatatatata")).is_empty());
+        let second = lane.seal(|| BatchId(8)).expect("there is something");
+        assert_eq!(slices(&second), [(0, 8, 10), (1, 12, 26)]);
+        assert_eq!(intent(&second).forced().len(), bounds::FORCED_RUNS);
+        assert!(lane.seal(|| BatchId(9)).is_none());
+    }
+
+    #[test]
+    fn a_chunk_with_too_many_forced_runs_shares_its_batch_with_no_others_and_fits() {
+        let (chain, mut lane) = (chain(), lane(2));
+        assert!(add(&mut lane, judged(&chain, 0, 0, "ta")).is_empty());
+        let runs = "ta".repeat(512);
+        assert_eq!(add(&mut lane, judged(&chain, 1, 0, &runs)).len(), 1);
+        let sealed = add(&mut lane, judged(&chain, 0, 2, "ta"));
+        let [large] = &sealed[..] else { panic!("{sealed:?}") };
+        assert_eq!(slices(large), [(1, 0, 1024)]);
+        assert_eq!(intent(large).forced().len(), 512);
+        assert!(PendingBatches::new(vec![intent(large)]).fits());
+    }
+
+    #[test]
+    fn slices_touch_within_an_assignment() {
+        let (chain, mut lane) = (chain(), lane(2));
+        let sealed = |lane: &mut Lane, chunks: &[(i32, i64, &str)]| {
+            for (partition, base, letters) in chunks {
+                assert!(add(lane, judged(&chain, *partition, *base, letters)).is_empty());
+            }
+            slices(&lane.seal(|| BatchId(7)).expect("there is something"))
+        };
+        // Offsets without a record, by compaction or transactions, lie between chunks and between batches.
+        assert_eq!(sealed(&mut lane, &[(0, 5, "aa"), (0, 9, "a"), (1, 3, "a")]), [(0, 5, 10), (1, 3, 4)]);
+        assert_eq!(sealed(&mut lane, &[(0, 20, "a")]), [(0, 10, 21)]);
+        assert_eq!(sealed(&mut lane, &[(1, 30, "a"), (0, 21, "a")]), [(0, 21, 22), (1, 4, 31)]);
+        // Under another assignment nothing is known of what came before.
+        lane.leave(&id(0));
+        lane.join(id(0));
+        assert_eq!(sealed(&mut lane, &[(0, 50, "a"), (1, 40, "a")]), [(0, 50, 51), (1, 31, 41)]);
+    }
+
+    #[test]
+    fn a_batch_is_of_one_chain_and_forgets_partitions_that_leave() {
+        let (old, new, mut lane) = (chain(), chain(), lane(2));
+        assert!(add(&mut lane, judged(&old, 0, 0, "aa")).is_empty());
+        assert!(add(&mut lane, judged(&old, 1, 0, "a")).is_empty());
+        let sealed = add(&mut lane, judged(&new, 0, 2, "a"));
+        let [first] = &sealed[..] else { panic!("{sealed:?}") };
+        assert_eq!(slices(first), [(0, 0, 2), (1, 0, 1)]);
+        assert!(Arc::ptr_eq(&first.chain, &old));
+        assert!(add(&mut lane, judged(&new, 1, 1, "a")).is_empty());
+        lane.leave(&id(0));
+        let second = lane.seal(|| BatchId(8)).expect("there is something");
+        assert_eq!((slices(&second), second.holds.len()), (vec![(1, 1, 2)], 1));
+        assert!(Arc::ptr_eq(&second.chain, &new));
+    }
+}

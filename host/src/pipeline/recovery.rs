@@ -226,3 +226,174 @@ fn unrecovered(code: &str) -> Rejection {
         reason: format!("the host that had this record crashed, the table does not hold it, and {why}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ledger::BatchId;
+    use crate::domain::verdict::{ChunkVerdicts, OutputRows, Revision};
+
+    fn id(partition: i32) -> PartitionId {
+        PartitionId { topic: "topic".into(), partition }
+    }
+
+    fn rejection(kind: RejectionKind) -> Rejection {
+        Rejection {
+            stage: Stage::Validate,
+            module: "rules".into(),
+            revision: None,
+            kind,
+            code: kind.as_str().into(),
+            field: None,
+            reason: "no".into(),
+        }
+    }
+
+    /// Records from `base` on, as this run judged them: `f` is filtered, `x` rejected, others have a row.
+    fn part(partition: i32, base: i64, letters: &str) -> Part {
+        let mut builder = ChunkBuilder::new("topic".into(), partition, base);
+        let mut rows = OutputRows::default();
+        let mut rejections = Vec::new();
+        for (index, letter) in (0u32..).zip(letters.bytes()) {
+            builder.push(base + i64::from(index), 0, None, Some(&[letter]), []);
+            let is_mapped = !matches!(letter, b'f' | b'x');
+            if is_mapped {
+                rows.bytes.push(letter);
+                rows.row_ends.push(rows.bytes.len() as u32);
+            }
+            if letter == b'x' {
+                rejections.push((index, rejection(RejectionKind::Rejected)));
+            }
+            rows.rows_per_record.push(u32::from(is_mapped));
+        }
+        let verdicts = ChunkVerdicts { chain: Revision([1; 32]), outputs: vec![rows], rejections };
+        Part { chunk: Arc::new(builder.build()), verdicts: Arc::new(verdicts), epoch: 0 }
+    }
+
+    fn batch(parts: Vec<Part>) -> Batch {
+        Batch::seal(BatchId(1), parts)
+    }
+
+    fn slice(partition: i32, start: i64, end: i64) -> IntentSlice {
+        IntentSlice { partition: id(partition), start, end }
+    }
+
+    /// What became of each partition (inserted, filtered, dead-lettered), and of each dead letter.
+    type Found = (Vec<(i32, [u64; 3])>, Vec<(i32, i64, String)>);
+
+    fn found(
+        batch: &Batch,
+        held: &[(i32, &[i64])],
+        code: &str,
+        lost: &[IntentSlice],
+        refused: &[DeadLetter],
+    ) -> Found {
+        let held =
+            held.iter().map(|(partition, offsets)| (id(*partition), offsets.iter().copied().collect()));
+        let (outcomes, letters) = differences(batch, &held.collect(), code, lost, refused);
+        let outcome = |(partition, outcome): (PartitionId, Outcome)| {
+            (partition.partition, [outcome.inserted, outcome.filtered, outcome.dead_lettered])
+        };
+        let letter = |letter: &DeadLetter| {
+            let Rejection { kind, code, .. } = &letter.rejection;
+            let offset = letter.chunk.offset(letter.index as usize);
+            (letter.chunk.partition, offset, format!("{} {code}", kind.as_str()))
+        };
+        (outcomes.into_iter().map(outcome).collect(), letters.iter().map(letter).collect())
+    }
+
+    #[test]
+    fn where_the_table_has_the_rows_of_this_run_its_word_counts() {
+        let batch = batch(vec![part(0, 10, "afx"), part(1, 5, "f")]);
+        let (outcomes, letters) = found(&batch, &[(0, &[10])], "verdicts_differ", &[], &[]);
+        assert_eq!(outcomes, [(0, [1, 1, 1]), (1, [0, 1, 0])]);
+        assert_eq!(letters, [(0, 12, "rejected rejected".into())]);
+    }
+
+    #[test]
+    fn where_the_table_has_the_rows_of_the_first_run_what_it_lacks_is_dead_lettered() {
+        // The first run mapped the last two; this one maps the first alone.
+        let batch = batch(vec![part(0, 10, "afx")]);
+        let (outcomes, letters) = found(&batch, &[(0, &[11, 12])], "verdicts_differ", &[], &[]);
+        assert_eq!(outcomes, [(0, [2, 0, 1])]);
+        assert_eq!(letters, [(0, 10, "unrecovered verdicts_differ".into())]);
+    }
+
+    #[test]
+    fn one_difference_anywhere_makes_all_that_has_no_row_doubtful() {
+        // Partition 0 looks like this run, but 1 shows that the rows are those of the first.
+        let batch = batch(vec![part(0, 0, "afx"), part(1, 0, "ab")]);
+        let (outcomes, letters) = found(&batch, &[(0, &[0]), (1, &[0])], "revision_gone", &[], &[]);
+        assert_eq!(outcomes, [(0, [1, 0, 2]), (1, [1, 0, 1])]);
+        let expected = [
+            (0, 1, "unrecovered revision_gone".into()),
+            (0, 2, "rejected rejected".into()),
+            (1, 1, "unrecovered revision_gone".into()),
+        ];
+        assert_eq!(letters, expected);
+    }
+
+    #[test]
+    fn what_is_lost_is_in_the_table_or_a_dead_letter_without_a_payload() {
+        let parts = vec![part(0, 3, "af")];
+        let batch = Batch::reseal(BatchId(1), parts.clone(), &[slice(0, 0, 5), slice(1, 7, 9)]);
+        let lost = [slice(0, 0, 3), slice(1, 7, 9)];
+        let (outcomes, letters) = found(&batch, &[(0, &[1, 3]), (1, &[8])], "retention", &lost, &[]);
+        assert_eq!(outcomes, [(0, [2, 0, 3]), (1, [1, 0, 1])]);
+        let unrecovered = |partition, offset| (partition, offset, "unrecovered retention".into());
+        // What has no row was filtered or not: with records missing, nobody can tell.
+        assert_eq!(letters, [unrecovered(0, 4), unrecovered(0, 0), unrecovered(0, 2), unrecovered(1, 7)]);
+
+        let held = BTreeMap::from([(id(1), BTreeSet::from([8]))]);
+        let (_, letters) = differences(&batch, &held, "retention", &lost[1..], &[]);
+        let lost = letters.last().expect("one is lost");
+        let record = lost.chunk.record(lost.index as usize);
+        assert_eq!((record.offset, record.payload, record.key), (7, None, None));
+    }
+
+    #[test]
+    fn what_clickhouse_refuses_is_a_dead_letter_of_that_kind_unless_it_is_there() {
+        let batch = batch(vec![part(0, 0, "abf")]);
+        let refused = DeadLetter {
+            chunk: batch.parts[0].chunk.clone(),
+            index: 1,
+            rejection: rejection(RejectionKind::Insert),
+        };
+        let refused = [refused];
+        let (outcomes, letters) = found(&batch, &[(0, &[0])], "verdicts_differ", &[], &refused);
+        assert_eq!(outcomes, [(0, [1, 1, 1])]);
+        assert_eq!(letters, [(0, 1, "insert insert".into())]);
+
+        // The first run's row of it went in: then the rows are the first run's.
+        let (outcomes, letters) = found(&batch, &[(0, &[0, 1])], "verdicts_differ", &[], &refused);
+        assert_eq!(outcomes, [(0, [2, 0, 1])]);
+        assert_eq!(letters, [(0, 2, "unrecovered verdicts_differ".into())]);
+    }
+
+    #[test]
+    fn every_record_is_counted_once_whatever_the_table_holds() {
+        let batch = batch(vec![part(0, 0, "afxb"), part(1, 4, "xa")]);
+        let lost = [slice(2, 0, 3)];
+        for held in 0u32..1 << 9 {
+            let offsets = |first: u32, base: i64, count: u32| -> Vec<i64> {
+                (0..count)
+                    .filter(|bit| held >> (first + bit) & 1 == 1)
+                    .map(|bit| base + i64::from(bit))
+                    .collect()
+            };
+            let (first, second, third) = (offsets(0, 0, 4), offsets(4, 4, 2), offsets(6, 0, 3));
+            let held = [(0, &first[..]), (1, &second), (2, &third)];
+            for lost in [&lost[..], &[]] {
+                let (outcomes, letters) = found(&batch, &held, "retention", lost, &[]);
+                let of = |partition: i32| outcomes.iter().find(|(other, _)| *other == partition);
+                let records = |partition| of(partition).map_or(0, |(_, counts)| counts.iter().sum::<u64>());
+                let expected = [4, 2, if lost.is_empty() { 0 } else { 3 }];
+                assert_eq!([0, 1, 2].map(records), expected, "{held:?}");
+                for (partition, offset, _) in &letters {
+                    let rows = held[*partition as usize].1;
+                    assert!(!rows.contains(offset), "{offset} of {partition} is in both: {held:?}");
+                }
+            }
+        }
+    }
+}
