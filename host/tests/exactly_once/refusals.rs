@@ -21,9 +21,9 @@ fn a_table_that_remembers_no_inserts_is_refused_with_the_statement_that_mends_it
     let statement = said
         .split_once("ALTER TABLE ")
         .and_then(|(_, rest)| rest.split_once("non_replicated_deduplication_window = "))
-        .and_then(|(table, rest)| {
+        .map(|(table, rest)| {
             let window: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            Some(format!("ALTER TABLE {table}non_replicated_deduplication_window = {window}"))
+            format!("ALTER TABLE {table}non_replicated_deduplication_window = {window}")
         })
         .unwrap_or_else(|| panic!("no statement in {said}"));
     assert_eq!((stage.committed(0), stage.rows(), stage.letters()), (None, 0, 0));
