@@ -119,7 +119,13 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
                     .filter(|letter| known.insert((Arc::as_ptr(&letter.chunk).addr(), letter.index))),
             );
         }
+        let can_be_asked = sealed.chain.tables.iter().all(TableBinding::can_be_asked);
         let (outcomes, mut letters) = match &origin {
+            // A run in between that came out differently may have left less under the token.
+            Origin::Recovered if can_be_asked => {
+                let held = self.held(&sealed).await;
+                differences(&sealed.batch, &held, "verdicts_differ", &[], &refused)
+            }
             Origin::Sealed | Origin::Recovered => {
                 let mut letters = sealed.batch.rejected();
                 let outcomes = sealed.batch.outcomes(&refused);
@@ -157,14 +163,29 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         let token = format!("sluice:{}:{}", self.pipeline, batch.id);
         let mut refused = Vec::new();
         let mut queue: Vec<(Selection, String)> = vec![(batch.all(), token)];
+        // Without the record at fault, rows would go in that were refused, and went in by pieces, before.
+        let may_be_there_in_pieces = matches!(origin, Origin::Different { lost, .. } if !lost.is_empty());
         while let Some((selection, token)) = queue.pop() {
+            if may_be_there_in_pieces {
+                let (held, mapped) = self.count_held(batch, &selection, output, table).await;
+                if held == mapped {
+                    continue;
+                }
+                if held > 0
+                    && let Some((first, second)) = selection.halves()
+                {
+                    queue.push((second, format!("{token}.1")));
+                    queue.push((first, format!("{token}.0")));
+                    continue;
+                }
+            }
             let answer = self.send(batch, &selection, output, table, &revision, &token).await;
             let Err(RefusedRows { reason, unsure }) = answer else { continue };
-            if (unsure || *origin != Origin::Sealed)
-                && table.can_be_asked()
-                && self.holds_all(batch, &selection, output, table).await
-            {
-                continue;
+            if (unsure || *origin != Origin::Sealed) && table.can_be_asked() {
+                let (held, mapped) = self.count_held(batch, &selection, output, table).await;
+                if held == mapped {
+                    continue;
+                }
             }
             let rejection = Rejection {
                 stage: Stage::Insert,
@@ -228,21 +249,21 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         Ok(())
     }
 
-    /// Whether the table holds a row of every selected record that has one.
-    async fn holds_all(
+    /// How many of the selected records that have rows in this output the table holds, and how many there are.
+    async fn count_held(
         &self,
         batch: &Batch,
         selection: &Selection,
         output: usize,
         table: &TableBinding,
-    ) -> bool {
+    ) -> (usize, usize) {
+        let (mut there, mut all) = (0, 0);
         for (slice, mapped) in batch.mapped(selection, output) {
             let held: BTreeSet<i64> = self.ask(table, &slice).await.into_iter().collect();
-            if !mapped.iter().all(|offset| held.contains(offset)) {
-                return false;
-            }
+            there += mapped.iter().filter(|offset| held.contains(offset)).count();
+            all += mapped.len();
         }
-        true
+        (there, all)
     }
 
     /// Offsets of the batch of which any of its tables holds a row.
