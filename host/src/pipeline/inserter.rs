@@ -123,7 +123,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         let (outcomes, mut letters) = match &origin {
             // A run in between that came out differently may have left less under the token.
             Origin::Recovered if can_be_asked => {
-                let held = self.held(&sealed).await;
+                let held = self.held(&sealed, &refused).await;
                 differences(&sealed.batch, &held, "verdicts_differ", &[], &refused)
             }
             Origin::Sealed | Origin::Recovered => {
@@ -133,7 +133,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
                 (outcomes, letters)
             }
             Origin::Different { code, lost } => {
-                let held = self.held(&sealed).await;
+                let held = self.held(&sealed, &refused).await;
                 differences(&sealed.batch, &held, code, lost, &refused)
             }
         };
@@ -266,14 +266,26 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         (there, all)
     }
 
-    /// Offsets of the batch of which any of its tables holds a row.
-    async fn held(&self, sealed: &SealedBatch) -> BTreeMap<PartitionId, BTreeSet<i64>> {
+    /// Offsets of the batch of which any of its tables holds a row; of a record that a table refuses, only
+    /// that table counts, since it is a dead letter though the others took it.
+    async fn held(
+        &self,
+        sealed: &SealedBatch,
+        refused: &[DeadLetter],
+    ) -> BTreeMap<PartitionId, BTreeSet<i64>> {
         let mut held: BTreeMap<PartitionId, BTreeSet<i64>> = BTreeMap::new();
         for table in &sealed.chain.tables {
             for slice in &sealed.batch.slices {
                 let partition = slice.partition.clone();
                 let asked = IntentSlice { partition: partition.clone(), start: slice.start, end: slice.end };
-                held.entry(partition).or_default().extend(self.ask(table, &asked).await);
+                let offsets = self.ask(table, &asked).await.into_iter().filter(|offset| {
+                    let of_record = |letter: &&DeadLetter| {
+                        letter.partition() == partition
+                            && letter.chunk.offset(letter.index as usize) == *offset
+                    };
+                    refused.iter().find(of_record).is_none_or(|letter| letter.rejection.module == table.table)
+                });
+                held.entry(partition.clone()).or_default().extend(offsets);
             }
         }
         held

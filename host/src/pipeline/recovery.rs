@@ -167,8 +167,8 @@ pub(super) fn differences(
         && batch.parts.iter().all(|part| {
             let held = held_of(&part.partition());
             (0..part.chunk.len()).all(|record| {
-                refusal(&part.chunk, record as u32).is_some()
-                    || part.is_mapped(record) == held.contains(&part.chunk.offset(record))
+                let inserted = part.is_mapped(record) && refusal(&part.chunk, record as u32).is_none();
+                inserted == held.contains(&part.chunk.offset(record))
             })
         });
     for part in &batch.parts {
@@ -178,10 +178,8 @@ pub(super) fn differences(
         let mut rejections = part.verdicts.rejections.iter().peekable();
         for index in 0..part.chunk.len() as u32 {
             let rejection = rejections.next_if(|(rejected, _)| *rejected == index).map(|(_, why)| why);
-            let refusal = refusal(&part.chunk, index).map(|letter| &letter.rejection);
-            let rejection = rejection.or(refusal);
-            // One that a table refuses is a dead letter, though another table may hold a row of it.
-            if refusal.is_none() && held.contains(&part.chunk.offset(index as usize)) {
+            let rejection = rejection.or(refusal(&part.chunk, index).map(|letter| &letter.rejection));
+            if held.contains(&part.chunk.offset(index as usize)) {
                 outcome.inserted += 1;
             } else if rejection.is_none() && ours {
                 outcome.filtered += 1;
