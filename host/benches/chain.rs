@@ -2,28 +2,26 @@
 //! natively, the boundary alone, the walk over RowBinary, and what small chunks pay.
 //!
 //! `cargo bench -p sluice --bench chain` prints a table; with `-- --json` one line of JSON, which
-//! `make bench` collects. Words after `--` are the cases to run (for a profiler), all without any. Time is the thread's processor time, page faults included; cases take turns
-//! over many rounds and the best round counts, since the machine is rarely quiet.
+//! `make bench` collects. Words after `--` are the cases to run (for a profiler), all without any. Time is the
+//! thread's processor time, page faults included; cases take turns over many rounds and the best round counts,
+//! since the machine is rarely quiet.
 
 #[path = "../tests/support/guests.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the tests use the rest")]
 mod guests;
 
 use std::hint::black_box;
-use std::path::Path;
 use std::time::Duration;
 
 use purchase_rows::PurchaseRows;
 use purchase_rules::PurchaseRules;
-use sluice::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
+use sluice::domain::chunk::{Chunk, MAXIMUM_RECORDS};
 use sluice::domain::verdict::OutputRows;
 use sluice::pipeline::ports::{Chain, ChainRunner};
 use sluice::wasm::{ChainSettings, Limits, Module, ModuleRegistry, WasmMetrics};
 use sluice_sdk::bindings::types::Records;
 use sluice_sdk::{adapter, testing};
 
-/// After the base time of the test data.
-const ARRIVAL: i64 = 1_769_904_000_000;
 const ROUNDS: usize = 40;
 
 /// Time that this thread has spent on a processor.
@@ -36,24 +34,10 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-fn lines() -> Vec<Vec<u8>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/purchases.txt");
-    let text = std::fs::read(file).expect("testdata/purchases.txt");
-    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
-}
-
 fn chunks(lines: &[Vec<u8>], records: usize) -> Vec<Chunk> {
-    let mut offsets = 0..;
-    lines
-        .chunks(records)
-        .map(|lines| {
-            let mut builder = ChunkBuilder::new("purchases".into(), 0, offsets.start);
-            for (line, offset) in lines.iter().zip(&mut offsets) {
-                builder.push(offset, ARRIVAL, Some(b"0123456789abcdef"), Some(line), []);
-            }
-            builder.build()
-        })
-        .collect()
+    guests::chunks(lines, records, 0, |builder, offset, line| {
+        builder.push(offset, guests::ARRIVAL, Some(b"0123456789abcdef"), Some(line), []);
+    })
 }
 
 /// A chunk as a native module gets it.
@@ -159,7 +143,7 @@ fn run_all(runner: &mut dyn ChainRunner, chunks: &[Chunk]) -> usize {
 
 fn main() {
     let json = std::env::args().any(|argument| argument == "--json");
-    let lines = lines();
+    let lines = guests::lines();
     let full = chunks(&lines, MAXIMUM_RECORDS);
     let hundred = chunks(&lines[..2_000], 100);
     let ten = chunks(&lines[..1_000], 10);

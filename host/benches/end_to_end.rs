@@ -1,72 +1,241 @@
-//! What the whole program costs: records a second, CPU a record, and memory, from Apache Kafka
-//! through the shipped modules into ClickHouse, at the shipped batch sizes.
+//! What the whole program costs, from Apache Kafka through the shipped modules into ClickHouse, at the
+//! shipped batch sizes, and what exactly-once costs more than at-least-once.
 //!
-//! `cargo bench -p sluice --bench end_to_end` prints a table; with `-- --json` one line of JSON,
-//! which `make bench` collects. The topic is filled before the host starts. CPU and memory are those
-//! of the host's process alone, from /proc; the time is until the last offset is committed. On two
-//! shared cores the broker, ClickHouse and the host take turns, so records a second say little about
-//! the host; CPU a record says more.
+//! `cargo bench -p sluice --bench end_to_end` prints a table; with `-- --json` one line of JSON, which
+//! `make bench` collects. Words after `--` are the loads to run (for a profiler), all without any:
+//!
+//! - `full`: the topic is filled, then a host reads it all, in a group of its own each round. Both kinds
+//!   of delivery take turns on the same records. CPU and memory are those of the host's process alone,
+//!   from /proc; the best round counts. On two shared cores the broker, ClickHouse and the host take
+//!   turns, so records a second say little about the host; CPU a record says more.
+//! - `light`: a host is sent a few records a second, less than fill a batch, so that `batch.linger` seals
+//!   every one of them. Tells INSERTs a second, and how long a record takes from Kafka's log into the table.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::collections::HashMap;
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::clickhouse_server::ClickHouse;
 use support::kafka::ApacheKafka;
 use support::sluice::{Configuration, Sluice};
-use support::verdicts::Traffic;
+use support::verdicts::{Traffic, read};
 
 /// Records of one filling; the generator is slow, so the topic is filled with the same several times.
 const RECORDS: u64 = 50_000;
-const FILLINGS: u64 = 10;
+const FILLINGS: u64 = 20;
 const PARTITIONS: i32 = 12;
 const FAULT_SHARE: f64 = 0.01;
+const ROUNDS: usize = 4;
+
+/// Records of a light load, and how many of them a second.
+const LIGHT_RECORDS: u64 = 20_000;
+const LIGHT_RATE: f64 = 2_000.0;
+/// Of three lanes.
+const MANY_PARTITIONS: i32 = 192;
+/// From the first record of a light load until its INSERTs are counted.
+const SETTLING_IN: Duration = Duration::from_secs(2);
+
+const DELIVERIES: [&str; 2] = ["at-least-once", "exactly-once"];
+
+/// Value, name, and how many decimals of it mean something.
+type Figure = (String, f64, usize);
 
 fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return; // `cargo test --benches` only asks whether it runs.
     }
-    let json = std::env::args().any(|argument| argument == "--json");
-    let kafka = ApacheKafka::start();
-    kafka.create_topic("purchases", PARTITIONS);
-    kafka.create_topic("purchases.dead-letters", 3);
-    let clickhouse = ClickHouse::start();
-    let traffic = Traffic::generate_small(17, RECORDS, FAULT_SHARE);
-    for _ in 0..FILLINGS {
-        traffic.send(kafka.bootstrap(), "purchases");
+    let (options, loads): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let runs = |load: &str| loads.is_empty() || loads.iter().any(|wanted| wanted == load);
+    let servers = Servers::start();
+    let mut figures = Vec::new();
+    if runs("full") {
+        figures.extend(full(&servers));
     }
-    let total = RECORDS * FILLINGS;
-
-    let configuration = Configuration::new(kafka.bootstrap(), &clickhouse.url());
-    let sluice = Sluice::start(&configuration);
-    let before = cpu_seconds(sluice.pid());
-    sluice.wait_until("the first record is consumed", |sluice| sluice.consumed() > 0);
-    let started = Instant::now();
-    sluice.wait_until("every record is settled", |sluice| sluice.settled() >= total);
-    let seconds = started.elapsed().as_secs_f64();
-    let cpu = cpu_seconds(sluice.pid()) - before;
-    let memory = peak_memory_bytes(sluice.pid());
-    assert_eq!(sluice.stop(), Some(0));
-    let rows: Vec<u64> = clickhouse.rows("SELECT count() FROM purchases");
-    assert_eq!(rows[0], total - traffic.faults() as u64 * FILLINGS, "rows in the table");
-
-    let figures = [
-        ("records", total as f64),
-        ("records_per_second", total as f64 / seconds),
-        ("cpu_ns_per_record", cpu * 1e9 / total as f64),
-        ("peak_memory_mebibytes", memory as f64 / f64::from(1 << 20)),
-    ];
-    if json {
-        let object: serde_json::Map<_, _> =
-            figures.iter().map(|(name, value)| ((*name).to_owned(), value.round().into())).collect();
+    if runs("light") {
+        for delivery in DELIVERIES {
+            figures.extend(light(&servers, delivery, PARTITIONS));
+        }
+        figures.extend(light(&servers, "exactly-once", MANY_PARTITIONS));
+    }
+    if options.iter().any(|option| option == "--json") {
+        let rounded = |value: f64, decimals: usize| {
+            let scale = 10f64.powi(decimals as i32);
+            (value * scale).round() / scale
+        };
+        let object: serde_json::Map<_, _> = figures
+            .into_iter()
+            .map(|(name, value, decimals)| (name, rounded(value, decimals).into()))
+            .collect();
         println!("{}", serde_json::json!({ "bench": "end_to_end", "figures": object }));
         return;
     }
-    for (name, value) in figures {
-        println!("{value:>10.0}  {name}");
+    for (name, value, decimals) in figures {
+        println!("{value:>10.decimals$}  {name}");
     }
+}
+
+struct Servers {
+    kafka: ApacheKafka,
+    clickhouse: ClickHouse,
+}
+
+impl Servers {
+    fn start() -> Self {
+        let kafka = ApacheKafka::start();
+        kafka.create_topic("purchases.dead-letters", 3);
+        let clickhouse = ClickHouse::start();
+        let migrations = Configuration::new(kafka.bootstrap(), &clickhouse.url());
+        let (migrated, _, error) = migrations.command(&["migrate"]);
+        assert!(migrated, "{error}");
+        // When a row came in, finer than the shipped column has it.
+        clickhouse.execute("ALTER TABLE purchases ADD COLUMN inserted_at DateTime64(3) DEFAULT now64(3)");
+        Self { kafka, clickhouse }
+    }
+
+    /// A host that begins at the start of `topic`, in the group of this name.
+    fn host(&self, delivery: &str, topic: &str, group: &str) -> Sluice {
+        let configuration = Configuration::new(self.kafka.bootstrap(), &self.clickhouse.url())
+            .set("PIPELINES__PURCHASES__DELIVERY", delivery)
+            .set("PIPELINES__PURCHASES__TOPICS", topic)
+            .set("PIPELINES__PURCHASES__GROUP", group);
+        Sluice::start(&configuration)
+    }
+
+    fn rows(&self) -> u64 {
+        self.clickhouse.rows::<u64>("SELECT count() FROM purchases")[0]
+    }
+}
+
+/// What a host spent on the full load.
+#[derive(Clone, Copy)]
+struct Spent {
+    seconds: f64,
+    cpu_seconds: f64,
+    peak_memory_bytes: u64,
+}
+
+fn full(servers: &Servers) -> Vec<Figure> {
+    let topic = "purchases.full";
+    servers.kafka.create_topic(topic, PARTITIONS);
+    let traffic = Traffic::generate_small(17, RECORDS, FAULT_SHARE);
+    for _ in 0..FILLINGS {
+        traffic.send(servers.kafka.bootstrap(), topic);
+    }
+    let total = RECORDS * FILLINGS;
+    let mut spent: [Vec<Spent>; 2] = Default::default();
+    for round in 0..ROUNDS {
+        for (delivery, spent) in DELIVERIES.iter().zip(&mut spent) {
+            servers.clickhouse.execute("TRUNCATE TABLE purchases");
+            let sluice = servers.host(delivery, topic, &format!("full.{delivery}.{round}"));
+            spent.push(read_all(sluice, total));
+            let mapped = total - traffic.faults() as u64 * FILLINGS;
+            assert_eq!(servers.rows(), mapped, "rows in the table, {delivery}");
+        }
+    }
+    let best = |spent: &[Spent], what: fn(&Spent) -> f64| {
+        spent.iter().map(what).min_by(f64::total_cmp).expect("there are rounds")
+    };
+    let cpu = |spent: &[Spent]| best(spent, |spent| spent.cpu_seconds);
+    let mut figures = vec![
+        ("records".to_owned(), total as f64, 0),
+        ("exactly_once_cpu_ratio".to_owned(), cpu(&spent[1]) / cpu(&spent[0]), 3),
+    ];
+    for (delivery, spent) in DELIVERIES.iter().zip(&spent) {
+        let name = |what: &str| format!("{}_{what}", delivery.replace('-', "_"));
+        let peak = spent.iter().map(|spent| spent.peak_memory_bytes).max().unwrap_or(0);
+        figures.extend([
+            (name("cpu_ns_per_record"), cpu(spent) * 1e9 / total as f64, 0),
+            (name("records_per_second"), total as f64 / best(spent, |spent| spent.seconds), 0),
+            (name("peak_memory_mebibytes"), peak as f64 / f64::from(1 << 20), 0),
+        ]);
+    }
+    figures
+}
+
+/// Lets a host that has just started read `total` records, and ends it.
+fn read_all(sluice: Sluice, total: u64) -> Spent {
+    // Compiling the modules is no record's cost.
+    let mut before = 0.0;
+    sluice.wait_until("the first record is consumed", |sluice| {
+        let so_far = cpu_seconds(sluice.pid());
+        let begun = sluice.consumed() > 0;
+        if !begun {
+            before = so_far;
+        }
+        begun
+    });
+    let started = Instant::now();
+    sluice.wait_until("every record is settled", |sluice| sluice.settled() >= total);
+    let spent = Spent {
+        seconds: started.elapsed().as_secs_f64(),
+        cpu_seconds: cpu_seconds(sluice.pid()) - before,
+        peak_memory_bytes: peak_memory_bytes(sluice.pid()),
+    };
+    assert_eq!(sluice.stop(), Some(0));
+    spent
+}
+
+fn light(servers: &Servers, delivery: &str, partitions: i32) -> Vec<Figure> {
+    let topic = format!("purchases.light.{delivery}.{partitions}");
+    servers.kafka.create_topic_with(&topic, partitions, &[("message.timestamp.type", "LogAppendTime")]);
+    servers.clickhouse.execute("TRUNCATE TABLE purchases");
+    let traffic = Traffic::generate_small(19, LIGHT_RECORDS, FAULT_SHARE);
+    let sluice = servers.host(delivery, &topic, &topic);
+    sluice.wait_until("it has its partitions", |sluice| {
+        sluice.status()["pipelines"][0]["partitions"]
+            .as_array()
+            .is_some_and(|assigned| assigned.len() == partitions as usize)
+    });
+    let cpu_before = cpu_seconds(sluice.pid());
+    let batches_per_second = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| traffic.send_paced(servers.kafka.bootstrap(), &topic, LIGHT_RATE));
+        sluice.wait_until("the first record is consumed", |sluice| sluice.consumed() > 0);
+        std::thread::sleep(SETTLING_IN);
+        let (before, started) = (batches(&sluice), Instant::now());
+        sender.join().expect("every record is sent");
+        (batches(&sluice) - before) / started.elapsed().as_secs_f64()
+    });
+    sluice.wait_until("every record is settled", |sluice| sluice.settled() >= LIGHT_RECORDS);
+    let cpu = cpu_seconds(sluice.pid()) - cpu_before;
+    assert_eq!(sluice.stop(), Some(0));
+    assert_eq!(servers.rows(), LIGHT_RECORDS - traffic.faults() as u64, "rows in the table, {topic}");
+    let latencies = latencies(servers, &topic);
+    let name = |what: &str| format!("{}_light_{partitions}_{what}", delivery.replace('-', "_"));
+    let quantile = |share: f64| latencies[(share * (latencies.len() - 1) as f64) as usize] as f64;
+    vec![
+        (name("inserts_per_second"), batches_per_second, 2),
+        (name("latency_p50_ms"), quantile(0.5), 0),
+        (name("latency_p99_ms"), quantile(0.99), 0),
+        (name("cpu_ns_per_record"), cpu * 1e9 / LIGHT_RECORDS as f64, 0),
+    ]
+}
+
+/// Milliseconds from Kafka's log to ClickHouse, of every record with a row; ascending.
+fn latencies(servers: &Servers, topic: &str) -> Vec<i64> {
+    let appended: HashMap<(i32, i64), i64> = read(servers.kafka.bootstrap(), topic)
+        .into_iter()
+        .map(|record| ((record.partition, record.offset), record.timestamp))
+        .collect();
+    let rows: Vec<(i32, i64, i64)> = servers.clickhouse.rows(
+        "SELECT _partition, _offset, toUnixTimestamp64Milli(inserted_at) AS inserted FROM purchases",
+    );
+    let since = |(partition, offset, inserted): &(i32, i64, i64)| {
+        inserted - appended[&(*partition, *offset)]
+    };
+    let mut latencies: Vec<i64> = rows.iter().map(since).collect();
+    latencies.sort_unstable();
+    latencies
+}
+
+/// INSERTs so far: the mapper has one output.
+fn batches(sluice: &Sluice) -> f64 {
+    let (_, metrics) = sluice.get("/metrics");
+    let line = metrics.lines().find(|line| line.starts_with("sluice_batches_total{"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("batches are counted")
 }
 
 /// User and system time of a process so far (proc(5), fields 14 and 15 of stat, in ticks of 10 ms).

@@ -10,15 +10,12 @@ use purchase_rows::PurchaseRows;
 use purchase_rules::PurchaseRules;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sluice::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
+use sluice::domain::chunk::{Chunk, MAXIMUM_RECORDS};
 use sluice::domain::verdict::{ChunkVerdicts, RejectionKind, Stage};
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{ChainSettings, Limits, LoadError, ModuleRegistry, WasmChain, WasmMetrics};
 use sluice_sdk::testing::{self, TestRecord};
-use support::guests::{engine, purchase_modules};
-
-/// When the records arrive: after the base time of the test data, 2026-01-31T20:00:00Z.
-const ARRIVAL: i64 = 1_769_904_000_000;
+use support::guests::{self, ARRIVAL, engine, lines, purchase_modules};
 
 fn load(settings: &[(&str, Value)]) -> Result<WasmChain, LoadError> {
     let modules = purchase_modules();
@@ -36,26 +33,11 @@ fn chain() -> WasmChain {
     load(&[]).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn lines() -> Vec<Vec<u8>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/purchases.txt");
-    let text = std::fs::read(file).expect("testdata/purchases.txt");
-    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
-}
-
 /// Lines as chunks of so many records.
 fn chunks(lines: &[Vec<u8>], records: usize) -> Vec<Chunk> {
-    let mut offsets = 0..;
-    lines
-        .chunks(records)
-        .map(|lines| {
-            let base = offsets.start;
-            let mut builder = ChunkBuilder::new("purchases".into(), 7, base);
-            for (line, offset) in lines.iter().zip(&mut offsets) {
-                builder.push(offset, ARRIVAL, None, Some(line), [("source", Some(b"test".as_slice()))]);
-            }
-            builder.build()
-        })
-        .collect()
+    guests::chunks(lines, records, 7, |builder, offset, line| {
+        builder.push(offset, ARRIVAL, None, Some(line), [("source", Some(b"test".as_slice()))]);
+    })
 }
 
 /// A verdict on one record, by what both the wasm chain and the native code say.

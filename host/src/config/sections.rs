@@ -1,6 +1,7 @@
 //! Sections: every key outside `pipelines`, its default and its limits.
 
 use std::collections::BTreeMap;
+use std::ops::{Bound, RangeBounds};
 use std::path::Path;
 use std::time::Duration;
 
@@ -266,13 +267,9 @@ fn modules(mut section: Section<'_>) -> Limits {
 }
 
 fn call_timeout(section: &mut Section<'_>) -> Duration {
-    let timeout = positive(section, "call_timeout", "1s");
-    if !(Duration::from_millis(10)..=Duration::from_secs(600)).contains(&timeout) {
-        let problem = format!("{} is out of range", humantime::format_duration(timeout));
-        section.refuse("call_timeout", problem, "write a duration from 10ms to 10m".to_owned());
-        return Section::stand_in("1s");
-    }
-    timeout
+    let allowed = Duration::from_millis(10)..=Duration::from_secs(600);
+    let cure = "write a duration from 10ms to 10m".to_owned();
+    ranged(section, "call_timeout", "1s", allowed, show_duration, cure)
 }
 
 /// A whole number between two bounds, both allowed.
@@ -283,13 +280,8 @@ pub(super) fn within(
     least: u64,
     most: u64,
 ) -> u64 {
-    let number: u64 = section.read(key, default);
-    if (least..=most).contains(&number) {
-        return number;
-    }
     let cure = format!("write a number from {least} to {most}");
-    section.refuse(key, format!("{number} is out of range"), cure);
-    Section::stand_in(default)
+    ranged(section, key, default, least..=most, u64::to_string, cure)
 }
 
 /// A byte size between two bounds, both allowed.
@@ -300,22 +292,18 @@ pub(super) fn bytes_within(
     least: u64,
     most: u64,
 ) -> u64 {
-    let ByteSize(bytes) = section.read(key, default);
-    if (least..=most).contains(&bytes) {
-        return bytes;
-    }
     let cure = format!("write a size from {} to {}", show_bytes(least), show_bytes(most));
-    section.refuse(key, format!("{} is out of range", show_bytes(bytes)), cure);
-    Section::stand_in::<ByteSize>(default).0
+    let allowed = ByteSize(least)..=ByteSize(most);
+    ranged(section, key, default, allowed, |ByteSize(bytes)| show_bytes(*bytes), cure).0
 }
 
-/// A duration that is not zero and not beyond a day, which no wait in here is meant to be.
 /// A rebalance waits for the drain too, and a member that does not poll for `max.poll.interval.ms`
 /// (five minutes) is put out of its group.
 fn drain_timeout(section: &mut Section<'_>) -> Duration {
     duration_up_to(section, "drain_timeout", "30s", Duration::from_secs(240), "4m")
 }
 
+/// A duration that is not zero and not beyond a day, which no wait in here is meant to be.
 pub(super) fn positive(section: &mut Section<'_>, key: &'static str, default: &str) -> Duration {
     duration_up_to(section, key, default, Duration::from_secs(86_400), "24h")
 }
@@ -327,11 +315,28 @@ fn duration_up_to(
     limit: Duration,
     limit_text: &str,
 ) -> Duration {
-    let duration: Duration = section.read(key, default);
-    if !duration.is_zero() && duration <= limit {
-        return duration;
+    let allowed = (Bound::Excluded(Duration::ZERO), Bound::Included(limit));
+    let cure = format!("write a duration above 0s, up to {limit_text}");
+    ranged(section, key, default, allowed, show_duration, cure)
+}
+
+fn show_duration(duration: &Duration) -> String {
+    humantime::format_duration(*duration).to_string()
+}
+
+/// A value within bounds; what is not is refused, and the default stands in for it.
+fn ranged<T: Leaf + PartialOrd>(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: &str,
+    allowed: impl RangeBounds<T>,
+    show: impl FnOnce(&T) -> String,
+    cure: String,
+) -> T {
+    let value: T = section.read(key, default);
+    if allowed.contains(&value) {
+        return value;
     }
-    let problem = format!("{} is out of range", humantime::format_duration(duration));
-    section.refuse(key, problem, format!("write a duration above 0s, up to {limit_text}"));
+    section.refuse(key, format!("{} is out of range", show(&value)), cure);
     Section::stand_in(default)
 }

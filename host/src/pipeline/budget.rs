@@ -1,5 +1,6 @@
-//! Budget: one count of bytes held from intake until the batch settles. It is what keeps memory
-//! bounded: intake stops taking records while it is spent. Nothing is dropped to make room.
+//! Budget: one count of bytes: of records and rows, from intake until their batch settles, and of the
+//! bodies of INSERTs while they are under way. It is what keeps memory bounded: intake stops taking
+//! records while it is spent. Nothing is dropped to make room.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +41,8 @@ impl Budget {
     }
 
     /// Takes bytes, even beyond the limit: what has been read cannot be unread. The overshoot is
-    /// one read of the intake and the rows of the chunks that are with the workers.
+    /// one read of the intake, the rows of the chunks that are with the workers, and the bodies of
+    /// the INSERTs under way, for which intake then waits.
     pub fn take(&self, bytes: usize) -> Hold {
         self.held.fetch_add(bytes, Ordering::Relaxed);
         Hold { held: self.held.clone(), bytes }

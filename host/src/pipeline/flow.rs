@@ -167,6 +167,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
             delivery: settings.delivery,
             sink: with.sink,
             dead_letters: with.dead_letters,
+            budget: with.budget.clone(),
             policy: settings.retry,
             trouble: with.trouble.clone(),
             metrics: with.metrics.clone(),

@@ -23,6 +23,7 @@ use crate::domain::retry::{RetryPolicy, Retryability};
 use crate::domain::verdict::{DeadLetter, Rejection, RejectionKind, Stage};
 
 use super::binding::TableBinding;
+use super::budget::Budget;
 use super::lane::SealedBatch;
 use super::metrics::PipelineMetrics;
 use super::ports::{DeadLetterSink, InsertError, InsertRequest, Sink, Unpublished};
@@ -78,6 +79,7 @@ pub struct Inserter<S, D> {
     pub(super) delivery: Delivery,
     pub(super) sink: Arc<S>,
     pub(super) dead_letters: Arc<D>,
+    pub(super) budget: Budget,
     pub(super) policy: RetryPolicy,
     pub(super) trouble: Trouble,
     pub(super) metrics: PipelineMetrics,
@@ -225,6 +227,8 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         if rows == 0 {
             return Ok(());
         }
+        // A second copy of the rows: to be counted for as long as it is there.
+        let _hold = self.budget.take(body.capacity());
         let request = InsertRequest {
             table: table.table.clone(),
             columns: table.columns.clone(),

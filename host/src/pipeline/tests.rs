@@ -424,6 +424,21 @@ async fn a_refused_commit_is_made_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_body_of_an_insert_is_in_the_budget_while_it_is_under_way() {
+    let mut harness = Harness::start(BatchLimits::default());
+    *harness.world.insert_answers.lock().unwrap() = [Retryability::Retry; 1_000].into();
+    harness.assign(0, 1).await;
+    harness.feed(0, 1, 0, b"abc").await;
+    let (budget, records) = (harness.budget.clone(), harness.budget.held());
+    sleep(seconds(2)).await;
+    assert!(budget.held() >= records + 3, "{} of {records}", budget.held());
+    harness.world.insert_answers.lock().unwrap().clear();
+    let (world, result) = harness.finish().await;
+    result.unwrap();
+    assert_eq!((world.rows(), budget.held()), (b"abc".to_vec(), 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_revoked_partition_is_settled_and_committed_before_it_goes() {
     let mut harness = Harness::start(BatchLimits { linger: seconds(3600), ..BatchLimits::default() });
     harness.assign(0, 1).await;

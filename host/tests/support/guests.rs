@@ -153,6 +153,34 @@ pub fn chunk<P: AsRef<[u8]>>(payloads: impl IntoIterator<Item = P>) -> Chunk {
     builder.build()
 }
 
+/// After the base time of the test data, 2026-01-31T20:00:00Z: when its records arrive.
+pub const ARRIVAL: i64 = 1_769_904_000_000;
+
+/// The lines of testdata/purchases.txt.
+pub fn lines() -> Vec<Vec<u8>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/purchases.txt");
+    let text = std::fs::read(file).expect("testdata/purchases.txt");
+    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+/// Lines as chunks of so many records of one partition, from offset 0; `push` adds a line at an offset.
+pub fn chunks(
+    lines: &[Vec<u8>],
+    records: usize,
+    partition: i32,
+    push: impl Fn(&mut ChunkBuilder, i64, &[u8]),
+) -> Vec<Chunk> {
+    let mut offsets = 0..;
+    let chunk = |lines: &[Vec<u8>]| {
+        let mut builder = ChunkBuilder::new("purchases".into(), partition, offsets.start);
+        for (line, offset) in lines.iter().zip(&mut offsets) {
+            push(&mut builder, offset, line);
+        }
+        builder.build()
+    };
+    lines.chunks(records).map(chunk).collect()
+}
+
 /// The folder of the purchase pipeline's modules, built as `make modules` does:
 /// `validators/purchase-rules.wasm` and `purchase-rows.wasm`.
 pub fn purchase_modules() -> PathBuf {
