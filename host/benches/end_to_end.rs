@@ -220,12 +220,10 @@ fn latencies(servers: &Servers, topic: &str) -> Vec<i64> {
         .into_iter()
         .map(|record| ((record.partition, record.offset), record.timestamp))
         .collect();
-    let rows: Vec<(i32, i64, i64)> = servers.clickhouse.rows(
-        "SELECT _partition, _offset, toUnixTimestamp64Milli(inserted_at) AS inserted FROM purchases",
-    );
-    let since = |(partition, offset, inserted): &(i32, i64, i64)| {
-        inserted - appended[&(*partition, *offset)]
-    };
+    let rows: Vec<(i32, i64, i64)> = servers
+        .clickhouse
+        .rows("SELECT _partition, _offset, toUnixTimestamp64Milli(inserted_at) AS inserted FROM purchases");
+    let since = |(partition, offset, inserted): &(i32, i64, i64)| inserted - appended[&(*partition, *offset)];
     let mut latencies: Vec<i64> = rows.iter().map(since).collect();
     latencies.sort_unstable();
     latencies

@@ -249,7 +249,7 @@ impl TableSchema {
     /// their outcome is known, of which `pending` may be unknown at once.
     ///
     /// The window counts parts, not INSERTs: a partitioned table needs a place for each partition that
-    /// an INSERT may have rows for. A window of [`LEAST_WINDOW`] is the least in any case, as room for
+    /// an INSERT may have rows for. A window of `LEAST_WINDOW` is the least in any case, as room for
     /// the INSERTs of others between a crash and the recovery. And a replicated table is also emptied
     /// by time, by default after an hour since ClickHouse 25.10, while a batch may wait for its recovery
     /// for as long as everything is down.

@@ -6,7 +6,7 @@
 //! whomsoever that was done before. Where it cannot be formed again (retention took records, a revision is
 //! gone, a module that is not a function of its record) the batch that a second run gives is sent under
 //! the same token all the same: either it goes in as it is, or the token shows that the first one did.
-//! From then on the table does not change any more, and [`differences`] says of every record where it
+//! From then on the table does not change any more, and `differences` says of every record where it
 //! ended, by asking the table.
 
 use std::collections::{BTreeMap, BTreeSet};
