@@ -10,7 +10,7 @@ use purchase_rows::PurchaseRows;
 use purchase_rules::PurchaseRules;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sluice::domain::chunk::{Chunk, MAXIMUM_RECORDS};
+use sluice::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
 use sluice::domain::verdict::{ChunkVerdicts, RejectionKind, Stage};
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{ChainSettings, Limits, LoadError, ModuleRegistry, WasmChain, WasmMetrics};
