@@ -145,16 +145,17 @@ fn hosts_that_join_and_leave_in_order_repeat_nothing() {
     kafka.create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
     let clickhouse = ClickHouse::start();
     let traffic = Traffic::generate(11, 90_000, 0.02);
-    let configuration = configuration(&kafka, &clickhouse);
+    // Two hosts of one machine.
+    let host = |name: &str| configuration(&kafka, &clickhouse).set("KAFKA__INSTANCE", name);
 
-    let first = Sluice::start(&configuration);
+    let first = Sluice::start(&host("first"));
     first.wait_until("the first host has every partition", |sluice| is_done(sluice, 12));
     let enough = AtomicBool::new(false);
     let sent = std::thread::scope(|scope| {
         // Records keep coming until both changes are over, so that each meets some in flight.
         let sending = scope.spawn(|| traffic.send_until(kafka.bootstrap(), "purchases", 1_000.0, &enough));
         first.wait_until("some records are settled", |sluice| sluice.settled() >= 1_000);
-        let second = Sluice::start(&configuration);
+        let second = Sluice::start(&host("second"));
         second.wait_until("the second host has partitions", |sluice| partitions(sluice) > 0);
         first.wait_until("the first host gave some up", |sluice| partitions(sluice) < 12);
         assert_eq!(first.stop(), Some(0));
