@@ -299,6 +299,18 @@ impl Ledger {
         self.batches.contains_key(&batch)
     }
 
+    /// Whether all partitions of the batch have been this host's ever since it was sealed: nobody else can
+    /// have recovered it. Always at-least-once, where nobody does.
+    pub fn is_ours_alone(&self, batch: BatchId) -> bool {
+        let Some(intent) = self.intent(batch) else { return true };
+        intent.slices().iter().all(|slice| {
+            let pending = self.partitions.get(&slice.partition).map(|ledger| &ledger.pending);
+            pending.is_some_and(|pending| {
+                pending.iter().any(|pending| pending.batch == batch && !pending.recovered)
+            })
+        })
+    }
+
     /// The intent of a batch that is pending here.
     pub fn intent(&self, batch: BatchId) -> Option<&Intent> {
         self.batches.get(&batch)?.intent.as_ref()

@@ -391,6 +391,14 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
         if !self.ledger.knows(id) {
             return; // Its partitions went; whoever has them recovers it.
         }
+        if delivered.origin == Origin::Sealed && !self.ledger.is_ours_alone(id) {
+            // Whoever has its other partitions may have sent less of it first, under the same tokens: now
+            // that nothing of it can change any more, the table says what is there.
+            let Delivered { sealed, .. } = delivered;
+            let task = self.deliveries.spawn(self.inserter.clone().deliver(sealed, Origin::Recovered));
+            self.delivering.insert(id, Delivering { task, is_recovery: true });
+            return;
+        }
         for (partition, outcome) in &delivered.outcomes {
             if let Some(consumed) = self.ledger.end(id, partition, outcome) {
                 self.count(&self.metrics.consumed, partition, consumed);

@@ -59,6 +59,8 @@ pub enum Origin {
 pub struct Delivered {
     /// What was delivered; its share of the byte budget is still held.
     pub sealed: SealedBatch,
+    /// Where it came from.
+    pub origin: Origin,
     /// How the records of each partition ended.
     pub outcomes: BTreeMap<PartitionId, Outcome>,
     /// Dead letters of each partition that are not published yet.
@@ -149,7 +151,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         for letter in letters {
             of_partition.entry(letter.partition()).or_default().push(letter);
         }
-        Ok(Delivered { sealed, outcomes, letters: of_partition })
+        Ok(Delivered { sealed, origin, outcomes, letters: of_partition })
     }
 
     /// Inserts the rows of one output; returns the records that ClickHouse refused one by one.
