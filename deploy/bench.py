@@ -26,7 +26,7 @@ def main():
             sys.exit(f"bench: {bench} failed; its words are above")
         result = json.loads(run.stdout.strip().splitlines()[-1])
         for name, value in result["figures"].items():
-            print(f"  {name:<28} {value:>12,}  {result.get('unit', '') if name.endswith('_ns') else ''}".rstrip())
+            print(f"  {name:<42} {value:>12,}  {result.get('unit', '') if name.endswith('_ns') else ''}".rstrip())
         figures[bench] = result
     os.makedirs("target", exist_ok=True)
     with open("target/bench.json", "w") as file:
