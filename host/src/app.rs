@@ -30,7 +30,7 @@ use crate::clickhouse::sink::{ClickHouseMetrics, ClickHouseSink};
 use crate::config::{Config, Delivery, PipelineConfig};
 use crate::domain::module::ArchivedModule;
 use crate::domain::retry::{RetryPolicy, Retryability};
-use crate::kafka::metadata::{self, TopicNeed};
+use crate::kafka::metadata::{self, MetadataError, TopicNeed};
 use crate::pipeline::binding::BoundChain;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::metrics::PipelineMetrics;
@@ -335,17 +335,8 @@ async fn bind(
 /// How many partitions each topic has.
 async fn check_topics(config: &Config, readiness: &Readiness) -> Result<BTreeMap<String, usize>> {
     let needs: Vec<TopicNeed> = config.pipelines.iter().flat_map(topic_needs).collect();
-    retry("kafka", readiness, async || {
-        let (kafka, needs) = (config.kafka.clone(), needs.clone());
-        let found = tokio::task::spawn_blocking(move || metadata::check(&kafka, &needs, METADATA_TIMEOUT));
-        match found.await {
-            Ok(Ok(partitions)) => Ok(partitions),
-            Ok(Err(error)) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
-            Ok(Err(error)) => Err(Never(error.into())),
-            Err(error) => Err(Never(error.into())),
-        }
-    })
-    .await
+    let kafka = config.kafka.clone();
+    ask_kafka(readiness, move || metadata::check(&kafka, &needs, METADATA_TIMEOUT)).await
 }
 
 /// Whether the brokers do the transactions that exactly-once needs. This also ends what a process of
@@ -353,22 +344,29 @@ async fn check_topics(config: &Config, readiness: &Readiness) -> Result<BTreeMap
 async fn check_transactions(config: &Config, readiness: &Readiness) -> Result<()> {
     let exactly_once = config.pipelines.iter().filter(|pipeline| pipeline.delivery == Delivery::ExactlyOnce);
     for pipeline in exactly_once {
-        let settings = transaction_settings(config, pipeline);
-        retry("kafka", readiness, async || {
-            let (kafka, settings) = (config.kafka.clone(), settings.clone());
-            let check = move || metadata::check_transactions(&kafka, &settings, METADATA_TIMEOUT);
-            match tokio::task::spawn_blocking(check).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) if error.retryability() == Retryability::Retry => {
-                    Err(Again(error.to_string()))
-                }
-                Ok(Err(error)) => Err(Never(error.into())),
-                Err(error) => Err(Never(error.into())),
-            }
-        })
-        .await?;
+        let (kafka, settings) = (config.kafka.clone(), transaction_settings(config, pipeline));
+        ask_kafka(readiness, move || metadata::check_transactions(&kafka, &settings, METADATA_TIMEOUT))
+            .await?;
     }
     Ok(())
+}
+
+/// Asks the brokers, blocking, until they answer; what waiting does not mend is an error.
+async fn ask_kafka<T: Send + 'static>(
+    readiness: &Readiness,
+    ask: impl Fn() -> std::result::Result<T, MetadataError> + Send + Sync + 'static,
+) -> Result<T> {
+    let ask = Arc::new(ask);
+    retry("kafka", readiness, async || {
+        let ask = ask.clone();
+        match tokio::task::spawn_blocking(move || ask()).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
+            Ok(Err(error)) => Err(Never(error.into())),
+            Err(error) => Err(Never(error.into())),
+        }
+    })
+    .await
 }
 
 use Attempt::{Again, Never};

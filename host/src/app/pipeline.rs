@@ -10,7 +10,8 @@ use crate::clickhouse::archive::RevisionArchive;
 use crate::clickhouse::sink::ClickHouseSink;
 use crate::config::{Config, Delivery, PipelineConfig};
 use crate::domain::batch::BatchLimits;
-use crate::domain::retry::RetryPolicy;
+use crate::domain::retry::{RetryPolicy, Retryability};
+use crate::domain::verdict::DeadLetter;
 use crate::kafka::client::client_config;
 use crate::kafka::dead_letters::DeadLetterProducer;
 use crate::kafka::intake::{Intake, IntakeCollaborators, IntakeSettings};
@@ -21,7 +22,7 @@ use crate::pipeline::binding::{BoundChain, ChainSlot};
 use crate::pipeline::budget::Budget;
 use crate::pipeline::flow::{Collaborators, Flow, FlowSettings};
 use crate::pipeline::metrics::PipelineMetrics;
-use crate::pipeline::ports::{Commit, CommitError, OffsetStore};
+use crate::pipeline::ports::{Commit, CommitError, DeadLetterSink, KafkaError, OffsetStore, Unpublished};
 use crate::pipeline::status::PipelineStatus;
 use crate::pipeline::trouble::Trouble;
 use crate::pipeline::workers::Workers;
@@ -37,17 +38,31 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for a record that is read again.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where offsets go, by what the pipeline promises.
-enum Offsets {
-    Plain(GroupOffsets),
-    Transactional(TransactionalOffsets),
+/// Where offsets and dead letters go, by what the pipeline promises.
+enum Settlement {
+    AtLeastOnce { offsets: GroupOffsets, dead_letters: Arc<DeadLetterProducer> },
+    ExactlyOnce(TransactionalOffsets),
 }
 
-impl OffsetStore for Offsets {
+impl OffsetStore for Settlement {
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
         match self {
-            Self::Plain(offsets) => offsets.commit(commit).await,
-            Self::Transactional(offsets) => offsets.commit(commit).await,
+            Self::AtLeastOnce { offsets, .. } => offsets.commit(commit).await,
+            Self::ExactlyOnce(offsets) => offsets.commit(commit).await,
+        }
+    }
+}
+
+impl DeadLetterSink for Settlement {
+    async fn publish(&self, letters: &[DeadLetter]) -> Result<(), Unpublished> {
+        match self {
+            Self::AtLeastOnce { dead_letters, .. } => dead_letters.publish(letters).await,
+            Self::ExactlyOnce(_) => {
+                let message =
+                    "exactly-once they go into the commits; this is a defect of sluice, please report it";
+                let error = KafkaError { retryability: Retryability::Permanent, message: message.to_owned() };
+                Err(Unpublished { places: (0..letters.len()).collect(), error })
+            }
         }
     }
 }
@@ -84,11 +99,6 @@ pub(super) fn start_pipeline(
     let client = client_config(&config.kafka);
     let chain = ChainSlot::new(parts.chain);
     let (events, heard) = mpsc::channel(EVENTS);
-    let dead_letters = Arc::new(
-        DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name).with_context(
-            || format!("pipelines.{}: the dead-letter producer does not start", pipeline.name),
-        )?,
-    );
     let intake = Intake::start(
         client.clone(),
         IntakeSettings {
@@ -105,16 +115,27 @@ pub(super) fn start_pipeline(
         },
     )
     .with_context(|| format!("pipelines.{}: the kafka consumer does not start", pipeline.name))?;
-    let offsets = match pipeline.delivery {
-        Delivery::AtLeastOnce => Offsets::Plain(intake.offset_store()),
+    // Outlives the flow, to be flushed.
+    let mut producer = None;
+    let settlement = match pipeline.delivery {
+        Delivery::AtLeastOnce => {
+            let dead_letters =
+                DeadLetterProducer::new(client.clone(), &pipeline.dead_letter_topic, &pipeline.name)
+                    .with_context(|| {
+                        format!("pipelines.{}: the dead-letter producer does not start", pipeline.name)
+                    })?;
+            let dead_letters = producer.insert(Arc::new(dead_letters)).clone();
+            Settlement::AtLeastOnce { offsets: intake.offset_store(), dead_letters }
+        }
         Delivery::ExactlyOnce => {
             let settings = transaction_settings(config, pipeline);
             let offsets = intake.transactional_offsets(client.clone(), settings).with_context(|| {
                 format!("pipelines.{}: the transactional producer does not start", pipeline.name)
             })?;
-            Offsets::Transactional(offsets)
+            Settlement::ExactlyOnce(offsets)
         }
     };
+    let settlement = Arc::new(settlement);
     let archive = PipelineArchive {
         pipeline: pipeline.clone(),
         limits: config.modules.clone(),
@@ -139,8 +160,8 @@ pub(super) fn start_pipeline(
         },
         Collaborators {
             sink: parts.sink,
-            dead_letters: dead_letters.clone(),
-            offsets: Arc::new(offsets),
+            dead_letters: settlement.clone(),
+            offsets: settlement,
             archive: Arc::new(archive),
             chain,
             budget: parts.budget,
@@ -162,7 +183,9 @@ pub(super) fn start_pipeline(
         // Leaving the group and flushing block, and need what the flow held to be gone, as it is.
         let closed = tokio::task::spawn_blocking(move || {
             intake.close();
-            dead_letters.flush(FLUSH_TIMEOUT);
+            if let Some(producer) = producer {
+                producer.flush(FLUSH_TIMEOUT);
+            }
         });
         closed.await?;
         Ok(ended?)
