@@ -149,6 +149,13 @@ pub fn client_config(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
+/// Takes away what only a member of a group may have, for a consumer that never joins one.
+pub(super) fn outside_group(client: &mut ClientConfig) {
+    for property in ["group.protocol", "group.instance.id", "partition.assignment.strategy"] {
+        client.remove(property);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,7 @@ use crate::domain::ledger::PartitionId;
 use crate::domain::retry::Retryability;
 use crate::pipeline::ports::{KafkaError, Reread};
 
+use super::client::outside_group;
 use super::copy::Copy;
 use super::log;
 use super::queue::{Message, MessageQueue};
@@ -50,9 +51,7 @@ pub struct SliceReader {
 impl SliceReader {
     /// A reader with the settings that all clients have. `patience` is the longest wait for a record.
     pub fn new(mut client: ClientConfig, patience: Duration) -> Self {
-        for property in ["group.protocol", "group.instance.id", "partition.assignment.strategy"] {
-            client.remove(property);
-        }
+        outside_group(&mut client);
         client
             // Never joined; librdkafka wants a name all the same.
             .set("group.id", "sluice-slices")

@@ -8,6 +8,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{DeliveryResult, ProducerContext, ThreadedProducer};
 
+use crate::kafka::client::outside_group;
 use crate::kafka::dead_letters::producer_settings;
 use crate::kafka::log;
 
@@ -87,9 +88,7 @@ impl TransactionSettings {
 /// A client that reads the group's offsets, and is no member of it: one that is must not be asked by
 /// a commit that a rebalance waits for.
 pub(super) fn reader(mut client: ClientConfig, group: &str) -> ClientConfig {
-    for property in ["group.protocol", "group.instance.id", "partition.assignment.strategy"] {
-        client.remove(property);
-    }
+    outside_group(&mut client);
     client
         .set("group.id", group)
         .set("enable.auto.commit", "false")
