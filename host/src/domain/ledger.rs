@@ -222,6 +222,9 @@ pub struct Revoked {
     pub done: Vec<BatchId>,
 }
 
+/// Metadata by the batches that it lists, made once for all partitions of a commit that list the same.
+type Texts = BTreeMap<Vec<BatchId>, String>;
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Ledger {
@@ -414,18 +417,18 @@ impl Ledger {
                 break;
             }
         }
-        let intends = self.intend(&settled);
+        let mut texts = Texts::new();
+        let intends = self.intend(&settled, &mut texts);
         let mut touched: BTreeSet<&PartitionId> = settled.keys().collect();
         let of_batch = |batch: &BatchId| self.batches[batch].intent.iter().flat_map(Intent::slices);
         touched.extend(intends.iter().flat_map(of_batch).map(|slice| &slice.partition));
-        let mut texts: BTreeMap<Vec<BatchId>, String> = BTreeMap::new();
         let mut points = Vec::new();
         for partition in touched {
             let Some(ledger) = self.partitions.get(partition) else { continue };
             let taken = settled.get(partition).copied().unwrap_or(0);
             let Some(offset) = ledger.offset_after(taken) else { continue };
             let listed = self.listed(ledger, taken);
-            let metadata = texts.entry(listed).or_insert_with_key(|listed| self.text(listed)).clone();
+            let metadata = self.text(listed, &mut texts).to_owned();
             let settles = ledger.pending.range(..taken).map(|slice| slice.batch).collect();
             points.push(Point {
                 partition: partition.clone(),
@@ -439,18 +442,15 @@ impl Ledger {
     }
 
     /// Batches that the next commit intends, given what it settles; they count as being intended.
-    fn intend(&mut self, settled: &BTreeMap<PartitionId, usize>) -> Vec<BatchId> {
+    fn intend(&mut self, settled: &BTreeMap<PartitionId, usize>, texts: &mut Texts) -> Vec<BatchId> {
         let mut intends = Vec::new();
         for batch in self.sealed.clone() {
-            let Some(pending) = self.batches.get_mut(&batch) else { continue };
-            pending.stage = Stage::Intending;
-            let fits = self.batches[&batch].intent.as_ref().is_some_and(|intent| {
-                intent.slices().iter().all(|slice| self.fits(&slice.partition, batch, settled))
+            let fits = self.intent(batch).is_some_and(|intent| {
+                intent.slices().iter().all(|slice| self.fits(&slice.partition, batch, settled, texts))
             });
-            if fits {
+            if let Some(pending) = self.batches.get_mut(&batch).filter(|_| fits) {
+                pending.stage = Stage::Intending;
                 intends.push(batch);
-            } else if let Some(pending) = self.batches.get_mut(&batch) {
-                pending.stage = Stage::Sealed;
             }
         }
         self.sealed.retain(|batch| !intends.contains(batch));
@@ -458,20 +458,25 @@ impl Ledger {
     }
 
     /// Whether a partition's metadata takes the batch in, once the commit has settled what it does.
-    fn fits(&self, partition: &PartitionId, batch: BatchId, settled: &BTreeMap<PartitionId, usize>) -> bool {
+    fn fits(
+        &self,
+        partition: &PartitionId,
+        batch: BatchId,
+        settled: &BTreeMap<PartitionId, usize>,
+        texts: &mut Texts,
+    ) -> bool {
         let Some(ledger) = self.partitions.get(partition) else { return false };
         let taken = settled.get(partition).copied().unwrap_or(0);
         let before = ledger.pending.range(taken..).take_while(|slice| slice.batch != batch);
         // In order, and never behind a batch that another host may be recovering, too.
-        for slice in before.clone() {
+        let in_order = before.clone().all(|slice| {
             let listed = self.batches.get(&slice.batch).is_some_and(|batch| batch.stage != Stage::Sealed);
-            if slice.recovered || !listed {
-                return false;
-            }
-        }
+            listed && !slice.recovered
+        });
         let listed: Vec<BatchId> = before.map(|slice| slice.batch).chain([batch]).collect();
-        listed.len() <= bounds::PENDING_BATCHES
-            && (listed.len() == 1 || self.text(&listed).len() <= bounds::METADATA_LIMIT)
+        in_order
+            && listed.len() <= bounds::PENDING_BATCHES
+            && (listed.len() == 1 || self.text(listed, texts).len() <= bounds::METADATA_LIMIT)
     }
 
     /// What the metadata of a partition lists, once `settled` slices are settled.
@@ -485,9 +490,12 @@ impl Ledger {
         pending.filter(intended).collect()
     }
 
-    fn text(&self, batches: &[BatchId]) -> String {
-        let intents = batches.iter().filter_map(|batch| self.intent(*batch).cloned()).collect();
-        PendingBatches::new(intents).encode()
+    /// What metadata that lists these batches says.
+    fn text<'t>(&self, batches: Vec<BatchId>, texts: &'t mut Texts) -> &'t str {
+        texts.entry(batches).or_insert_with_key(|batches| {
+            let intents = batches.iter().filter_map(|batch| self.intent(*batch).cloned());
+            PendingBatches::new(intents.collect()).encode()
+        })
     }
 
     /// The commit happened.

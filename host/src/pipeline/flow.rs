@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::domain::batch::BatchLimits;
 use crate::domain::intent::Intent;
-use crate::domain::ledger::{BatchId, Delivery, Epoch, Ledger, PartitionId};
+use crate::domain::ledger::{BatchId, Delivery, Epoch, Ledger, Outcome, PartitionId};
 use crate::domain::retry::RetryPolicy;
 use crate::domain::verdict::{DeadLetter, Revision};
 
@@ -400,20 +400,23 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
             return;
         }
         for (partition, outcome) in &delivered.outcomes {
-            if let Some(consumed) = self.ledger.end(id, partition, outcome) {
-                self.count(&self.metrics.consumed, partition, consumed);
-            }
+            self.end(id, partition, outcome);
         }
         self.delivered.insert(id, delivered);
     }
 
+    /// A slice of a batch has ended, if it is one of ours.
+    fn end(&mut self, batch: BatchId, partition: &PartitionId, outcome: &Outcome) {
+        if let Some(consumed) = self.ledger.end(batch, partition, outcome) {
+            self.count(&self.metrics.consumed, partition, consumed);
+        }
+    }
+
     /// Begins a commit when there is something to settle or to intend.
     fn commit(&mut self) {
-        let exactly_once = self.settings.delivery == Delivery::ExactlyOnce;
         let letter_bytes = |batch: BatchId, partition: &PartitionId| {
-            let delivered = self.delivered.get(&batch).filter(|_| exactly_once);
-            delivered
-                .map_or(0, |delivered| delivered.letters_of(partition).iter().map(DeadLetter::bytes).sum())
+            let letters = self.delivered.get(&batch).map(|delivered| delivered.letters_of(partition));
+            letters.unwrap_or_default().iter().map(DeadLetter::bytes).sum()
         };
         let Some(plan) = self.ledger.plan(letter_bytes, COMMIT_LETTER_BYTES) else { return };
         let mut letters: Vec<DeadLetter> = Vec::new();

@@ -40,10 +40,8 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
                     .delivered
                     .get(&intent.id())
                     .and_then(|delivered| delivered.outcomes.get(&partition).copied());
-                if let Some(outcome) = outcome
-                    && let Some(records) = self.ledger.end(intent.id(), &partition, &outcome)
-                {
-                    self.count(&self.metrics.consumed, &partition, records);
+                if let Some(outcome) = outcome {
+                    self.end(intent.id(), &partition, &outcome);
                 }
             }
             self.partitions.insert(partition.clone(), (epoch, Partition::default()));
@@ -98,7 +96,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
             let _ = self.metrics.lag.remove_label_values(&labels);
             let _ = self.metrics.in_flight.remove_label_values(&labels);
         }
-        // The intake may have given up waiting, and then nobody listens.
+        // Where the intake has ended nobody listens.
         let _ = release.send(());
     }
 
