@@ -40,7 +40,10 @@ pub trait Chain: Send + Sync + 'static {
 pub trait ChainRunner: Send {
     /// Runs every record of `chunk` through the chain. Blocking, and it cannot fail: whatever a
     /// module does is a verdict on the records that it did it on.
-    fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts;
+    fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts {
+        self.run_again(chunk, &[])
+    }
+
     /// Runs a chunk a second time, in recovery: records in `forced`, by increasing index, are rejected
     /// as they were the first time, without meeting that module; what they met before it they meet again.
     fn run_again(&mut self, chunk: &Chunk, forced: &[Forced]) -> ChunkVerdicts;

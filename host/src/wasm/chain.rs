@@ -136,10 +136,6 @@ struct Runner {
 }
 
 impl ChainRunner for Runner {
-    fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts {
-        self.run_again(chunk, &[])
-    }
-
     fn run_again(&mut self, chunk: &Chunk, forced: &[Forced]) -> ChunkVerdicts {
         let chain = &*self.chain;
         let mut rejections: Vec<(u32, Rejection)> = Vec::new();
