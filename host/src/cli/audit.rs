@@ -17,12 +17,12 @@ use clickhouse::Client;
 use jiff::Timestamp;
 
 use crate::app;
-use crate::clickhouse::holdings::{Slice, holdings};
+use crate::clickhouse::holdings::holdings;
 use crate::clickhouse::schema::TableSchema;
 use crate::config::{Config, PipelineConfig};
 use crate::domain::audit::{Again, PartitionAudit, Window};
-use crate::domain::chunk::{Chunk, ChunkBuilder};
-use crate::domain::intent::PendingBatches;
+use crate::domain::chunk::{Chunk, ChunkBuilder, content_bytes};
+use crate::domain::intent::{IntentSlice, PendingBatches};
 use crate::domain::ledger::PartitionId;
 use crate::kafka::client::client_config;
 use crate::kafka::inspection::{Inspector, PartitionPosition};
@@ -257,9 +257,9 @@ impl<'a> Auditor<'a> {
         let mut from = start;
         while from < end {
             let to = end.min(from + WINDOW);
-            let slice = Slice { topic: &id.topic, partition: id.partition, start: from, end: to };
+            let slice = IntentSlice { partition: id.clone(), start: from, end: to };
             let mut window = Window::new(&mut audit, letters, from, to);
-            let counted = holdings(&self.client, &tables, slice, |offset, rows| window.row(offset, rows));
+            let counted = holdings(&self.client, &tables, &slice, |offset, rows| window.row(offset, rows));
             runtime.block_on(counted)?;
             let doubtful = window.doubtful();
             let second_run = &mut self.second_run;
@@ -301,11 +301,8 @@ impl SecondRun {
     /// Takes a record, by increasing offset; verdicts come now or later.
     fn take(&mut self, id: &PartitionId, record: &OwnedRecord, window: &mut Window<'_>) {
         let headers = || record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-        let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
         let (key, payload) = (record.key.as_deref(), record.payload.as_deref());
-        let bytes = length(key)
-            + length(payload)
-            + headers().map(|(name, value)| name.len() + length(value)).sum::<usize>();
+        let bytes = content_bytes(key, payload, headers());
         if self.chunk.as_ref().is_some_and(|chunk| chunk.refuses(record.offset, bytes)) {
             self.finish(window);
         }

@@ -11,6 +11,7 @@ use std::error::Error as _;
 
 use clickhouse::error::Error;
 
+use super::table_name::NoTableName;
 use crate::domain::retry::Retryability;
 use crate::pipeline::ports::InsertError;
 
@@ -199,6 +200,12 @@ impl ServerError {
     /// Whether ClickHouse answered with this code.
     pub fn has_code(&self, code: i32) -> bool {
         self.code == Some(code)
+    }
+}
+
+impl From<NoTableName> for ServerError {
+    fn from(error: NoTableName) -> Self {
+        Self { kind: ErrorKind::Schema, code: None, message: error.to_string() }
     }
 }
 

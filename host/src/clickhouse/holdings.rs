@@ -5,21 +5,10 @@ use std::fmt::Write;
 use clickhouse::{Client, Row};
 use serde::Deserialize;
 
-use super::exception::{ErrorKind, ServerError};
+use super::exception::ServerError;
 use super::table_name::TableName;
-
-/// Offsets of one partition.
-#[derive(Clone, Copy, Debug)]
-pub struct Slice<'a> {
-    /// Topic.
-    pub topic: &'a str,
-    /// Partition.
-    pub partition: i32,
-    /// First offset.
-    pub start: i64,
-    /// Offset after the last one.
-    pub end: i64,
-}
+use crate::domain::intent::IntentSlice;
+use crate::domain::ledger::PartitionId;
 
 #[derive(Row, Deserialize)]
 struct Holding {
@@ -36,13 +25,14 @@ struct Holding {
 pub async fn holdings(
     client: &Client,
     tables: &[&str],
-    slice: Slice<'_>,
+    slice: &IntentSlice,
     mut consume: impl FnMut(i64, &[u64]),
 ) -> Result<(), ServerError> {
     let statement = statement(tables)?;
+    let PartitionId { topic, partition } = &slice.partition;
     let mut query = client.query(&statement);
     for _ in tables {
-        query = query.bind(slice.topic).bind(slice.partition).bind(slice.start).bind(slice.end);
+        query = query.bind(&**topic).bind(partition).bind(slice.start).bind(slice.end);
     }
     let mut rows = query.fetch::<Holding>().map_err(ServerError::from)?;
     while let Some(Holding { record, held }) = rows.next().await.map_err(ServerError::from)? {
@@ -54,11 +44,7 @@ pub async fn holdings(
 fn statement(tables: &[&str]) -> Result<String, ServerError> {
     let mut each = String::new();
     for (index, table) in tables.iter().enumerate() {
-        let name: TableName = table.parse().map_err(|error| ServerError {
-            kind: ErrorKind::Schema,
-            code: None,
-            message: format!("{error}"),
-        })?;
+        let name: TableName = table.parse()?;
         let rows: Vec<&str> =
             (0..tables.len()).map(|other| if other == index { "count()" } else { "toUInt64(0)" }).collect();
         let union = if index > 0 { " UNION ALL " } else { "" };

@@ -2,8 +2,8 @@
 //!
 //! State: a pool of connections, metrics, and for each bound table what its columns were. Invariants:
 //! a request is one block on the server, so that its deduplication token stands for all of it,
-//! whatever the server's profiles say; the body is sent whole or the server drops it; an error is permanent only if the table is still what
-//! it was when the pipeline was bound to it.
+//! whatever the server's profiles say; the body is sent whole or the server drops it; an error is
+//! permanent only if the table is still what it was when the pipeline was bound to it.
 //!
 //! That last point matters because rows are walked before they come here: bytes that ClickHouse
 //! cannot read as its columns then mean that a column changed, not that a record is bad. The server
@@ -18,6 +18,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 use serde::Deserialize;
 
 use super::exception::{ErrorKind, ServerError};
+use super::holdings::holdings;
 use super::schema::{BoundTable, SchemaError, TableSchema};
 use super::settings::ClickHouseSettings;
 use super::table_name::{Quoted, TableName};
@@ -253,27 +254,14 @@ impl Sink for ClickHouseSink {
     }
 
     async fn held(&self, table: &TableBinding, slice: &IntentSlice) -> Result<Vec<i64>, InsertError> {
-        let name = table_name(&table.table)?;
-        let statement = format!(
-            "SELECT DISTINCT toInt64(_offset) AS held FROM {name} \
-             WHERE _topic = ? AND _partition = ? AND _offset >= ? AND _offset < ? ORDER BY held"
-        );
-        let query = self.client.query(&statement).bind(&*slice.partition.topic);
-        let query = query.bind(slice.partition.partition).bind(slice.start).bind(slice.end);
-        query.fetch_all::<i64>().await.map_err(|error| ServerError::from(error).into())
+        let mut held = Vec::new();
+        holdings(&self.client, &[&*table.table], slice, |offset, _| held.push(offset)).await?;
+        Ok(held)
     }
 }
 
-fn table_name(table: &str) -> Result<TableName, ServerError> {
-    table.parse().map_err(|error| ServerError {
-        kind: ErrorKind::Schema,
-        code: None,
-        message: format!("{error}"),
-    })
-}
-
 fn insert_statement(request: &InsertRequest) -> Result<String, ServerError> {
-    let table = table_name(&request.table)?;
+    let table: TableName = request.table.parse()?;
     let columns: Vec<String> = request.columns.iter().map(|name| Quoted(name).to_string()).collect();
     Ok(format!("INSERT INTO {table} ({}) FORMAT RowBinary", columns.join(", ")))
 }

@@ -95,7 +95,7 @@ impl Part {
 
     /// Partition of the chunk.
     pub fn partition(&self) -> PartitionId {
-        PartitionId { topic: self.chunk.topic.clone(), partition: self.chunk.partition }
+        self.chunk.partition_id()
     }
 }
 
@@ -377,15 +377,7 @@ mod tests {
     #[test]
     fn a_batch_formed_again_has_the_same_rows_and_pieces_however_it_was_chunked() {
         let batch = Batch::seal(BatchId(1), vec![part(1, 5, &[1, 2]), part(0, 10, &[1, 1, 1])]);
-        let slices: Vec<IntentSlice> = batch
-            .slices
-            .iter()
-            .map(|slice| IntentSlice {
-                partition: slice.partition.clone(),
-                start: slice.start,
-                end: slice.end,
-            })
-            .collect();
+        let slices: Vec<IntentSlice> = batch.slices.iter().map(IntentSlice::from).collect();
         let chunks = vec![part(0, 12, &[1]), part(1, 5, &[1, 2]), part(0, 10, &[1, 1])];
         let again = Batch::reseal(BatchId(1), chunks, &slices);
         let mut queue = vec![batch.all()];

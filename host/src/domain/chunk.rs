@@ -6,11 +6,24 @@
 
 use std::sync::Arc;
 
+use super::ledger::PartitionId;
+
 /// Most records in a chunk. Larger chunks gain nothing at the wasm boundary (docs/ARCHITECTURE.md).
 pub const MAXIMUM_RECORDS: usize = 1024;
 
 /// Payload bytes after which a chunk is closed, so that one call to a module stays short.
 pub const TARGET_BYTES: usize = 1 << 20;
+
+/// Bytes of a record's content: key, payload, header names and values together.
+pub fn content_bytes<'a>(
+    key: Option<&[u8]>,
+    payload: Option<&[u8]>,
+    headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
+) -> usize {
+    let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
+    let headers = headers.into_iter().map(|(name, value)| name.len() + length(value));
+    length(key) + length(payload) + headers.sum::<usize>()
+}
 
 /// A column of byte strings: value `i` is `bytes[ends[i-1]..ends[i]]`; some may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,6 +127,11 @@ impl Chunk {
         self.base_offset + i64::from(self.offset_deltas[index])
     }
 
+    /// Partition that its records are of.
+    pub fn partition_id(&self) -> PartitionId {
+        PartitionId { topic: self.topic.clone(), partition: self.partition }
+    }
+
     /// Index of the first record at `offset` or after it; [`Self::len`] where there is none.
     pub fn first_at(&self, offset: i64) -> usize {
         self.offset_deltas.partition_point(|delta| self.base_offset + i64::from(*delta) < offset)
@@ -203,8 +221,7 @@ impl ChunkBuilder {
         self.chunk.header_ends.push(self.chunk.header_names.len() as u32);
     }
 
-    /// Whether a record at `offset` with `bytes` of content (key, payload, header names and values
-    /// together) must go into the next chunk: this one is full, or the offset does not follow or is
+    /// Whether a record at `offset` with `bytes` of content ([`content_bytes`]) must go into the next chunk: this one is full, or the offset does not follow or is
     /// too far from its base. A record alone is always taken; Kafka keeps one far under what 32-bit ends can hold.
     pub fn refuses(&self, offset: i64, bytes: usize) -> bool {
         let chunk = &self.chunk;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::chunk::Chunk;
+use super::chunk::{Chunk, content_bytes};
 use super::ledger::PartitionId;
 
 /// Identity of a module or of a chain: a SHA-256, shown by its first 12 hex digits.
@@ -183,16 +183,14 @@ pub const ATTEMPT_HEADER: &str = "sluice.attempt";
 impl DeadLetter {
     /// Partition that the record came from.
     pub fn partition(&self) -> PartitionId {
-        PartitionId { topic: self.chunk.topic.clone(), partition: self.chunk.partition }
+        self.chunk.partition_id()
     }
 
     /// Bytes of the record, about as many as it takes in the dead-letter topic without our headers.
     pub fn bytes(&self) -> usize {
-        let record = self.chunk.record(self.index as usize);
-        let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
-        let headers = self.chunk.headers(self.index as usize);
-        let headers: usize = headers.map(|(name, value)| name.len() + length(value)).sum();
-        length(record.payload) + length(record.key) + headers
+        let index = self.index as usize;
+        let record = self.chunk.record(index);
+        content_bytes(record.key, record.payload, self.chunk.headers(index))
     }
 
     /// The `sluice.*` headers, in their documented order. Values are UTF-8.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::domain::chunk::ChunkBuilder;
+use crate::domain::chunk::{ChunkBuilder, content_bytes};
 
 use super::queue::Message;
 
@@ -19,9 +19,7 @@ pub(super) struct Copy<'m> {
 impl<'m> Copy<'m> {
     pub(super) fn of(message: &Message<'m>) -> Self {
         let (key, payload, headers) = (message.key(), message.payload(), message.headers());
-        let length = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len);
-        let header_bytes: usize = headers.iter().map(|(name, value)| name.len() + length(*value)).sum();
-        let bytes = length(payload) + length(key) + header_bytes;
+        let bytes = content_bytes(key, payload, headers.iter().map(|(name, value)| (&**name, *value)));
         Self { offset: message.offset(), timestamp: message.timestamp(), key, payload, headers, bytes }
     }
 

@@ -31,7 +31,7 @@ pub struct Taken {
 impl Taken {
     /// Partition of the chunk.
     pub fn partition(&self) -> PartitionId {
-        PartitionId { topic: self.chunk.topic.clone(), partition: self.chunk.partition }
+        self.chunk.partition_id()
     }
 }
 

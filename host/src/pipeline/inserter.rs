@@ -283,8 +283,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         for table in &sealed.chain.tables {
             for slice in &sealed.batch.slices {
                 let partition = slice.partition.clone();
-                let asked = IntentSlice { partition: partition.clone(), start: slice.start, end: slice.end };
-                let offsets = self.ask(table, &asked).await.into_iter().filter(|offset| {
+                let offsets = self.ask(table, &slice.into()).await.into_iter().filter(|offset| {
                     let of_record = |letter: &&DeadLetter| {
                         letter.partition() == partition
                             && letter.chunk.offset(letter.index as usize) == *offset

@@ -105,7 +105,7 @@ fn forced(intent: &Intent, chunk: &Chunk) -> Vec<Forced> {
     if intent.forced().is_empty() {
         return Vec::new();
     }
-    let partition = PartitionId { topic: chunk.topic.clone(), partition: chunk.partition };
+    let partition = chunk.partition_id();
     (0..chunk.len())
         .filter_map(|index| {
             let (module, kind) = intent.forced_at(&partition, chunk.offset(index))?;

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::batch::{Batch, Part};
-use super::ledger::{BatchId, PartitionId};
+use super::ledger::{BatchId, PartitionId, Slice};
 use super::verdict::{Rejection, RejectionKind, Revision, Stage};
 
 pub use digest::{VerdictDigest, digest};
@@ -36,6 +36,12 @@ pub struct IntentSlice {
     pub start: i64,
     /// Offset after the last record.
     pub end: i64,
+}
+
+impl From<&Slice> for IntentSlice {
+    fn from(slice: &Slice) -> Self {
+        Self { partition: slice.partition.clone(), start: slice.start, end: slice.end }
+    }
 }
 
 /// Kinds of rejection that a second run might not repeat.
@@ -157,22 +163,13 @@ impl Intent {
     /// [`IntentFault`] when the batch has records of two assignments of a partition, or `chain`
     /// is not the one that rejected its records.
     pub fn of(batch: &Batch, chain: Arc<[Revision]>) -> Result<Self, IntentFault> {
-        let mut slices: Vec<IntentSlice> = batch
-            .slices
-            .iter()
-            .map(|slice| IntentSlice {
-                partition: slice.partition.clone(),
-                start: slice.start,
-                end: slice.end,
-            })
-            .collect();
+        let mut slices: Vec<IntentSlice> = batch.slices.iter().map(IntentSlice::from).collect();
         slices.sort();
         let index: BTreeMap<&PartitionId, usize> =
             slices.iter().enumerate().map(|(index, slice)| (&slice.partition, index)).collect();
         let mut runs: Vec<Runs> = slices.iter().map(|_| Runs::default()).collect();
         for part in &batch.parts {
-            let of = PartitionId { topic: part.chunk.topic.clone(), partition: part.chunk.partition };
-            let slice = *index.get(&of).ok_or(IntentFault::Slices)?;
+            let slice = *index.get(&part.partition()).ok_or(IntentFault::Slices)?;
             runs[slice].add(slice, part, &chain)?;
         }
         let forced = runs.into_iter().flat_map(|runs| runs.runs).collect();
