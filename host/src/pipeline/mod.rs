@@ -11,6 +11,7 @@ pub mod flow;
 pub mod inserter;
 pub mod lane;
 pub mod metrics;
+pub mod modules;
 pub mod partition;
 pub mod ports;
 pub mod recovery;
