@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `bindings.rs` | generated from the contract |
 //! | `engine.rs`, `limits.rs` | the engine, its clock, and what a guest may take |
-//! | `module.rs`, `registry.rs` | from files and settings to a chain |
+//! | `folder.rs`, `module.rs`, `registry.rs` | from files and settings to a chain |
 //! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
 
@@ -17,6 +17,7 @@ mod bindings;
 mod bisect;
 mod chain;
 mod engine;
+mod folder;
 mod instance;
 mod limits;
 mod metrics;
@@ -25,7 +26,8 @@ mod registry;
 
 pub use chain::WasmChain;
 pub use engine::{EngineError, TICK, WasmEngine};
+pub use folder::{ChainSettings, ModuleFile, ModuleFolder};
 pub use limits::Limits;
 pub use metrics::WasmMetrics;
 pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};
-pub use registry::{ChainSettings, LoadError, LoadProblem, ModuleRegistry};
+pub use registry::{LoadError, LoadProblem, ModuleRegistry};

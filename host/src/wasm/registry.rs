@@ -3,40 +3,20 @@
 //! State: weak references to the modules that are alive, so that a chain loaded again compiles only
 //! what changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-
-use bytes::Bytes;
-use serde_json::Value;
 
 use crate::domain::module::{ArchivedModule, module_revision};
 use crate::domain::verdict::{Revision, Stage};
 
 use super::chain::WasmChain;
 use super::engine::WasmEngine;
+use super::folder::{ChainSettings, ModuleFile};
 use super::limits::Limits;
 use super::metrics::WasmMetrics;
-use super::module::{Module, ModuleFault, canonical_settings};
-
-/// Where the modules of one pipeline are and what they are given.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChainSettings {
-    /// Name of the pipeline, for metrics and logs.
-    pub pipeline: String,
-    /// Folder whose every `*.wasm` is a validator, in name order. Hidden files are left alone, and
-    /// so are `*.shadow.wasm`, which are reserved. `None` for no validators.
-    pub validators: Option<PathBuf>,
-    /// The mapper's file.
-    pub mapper: PathBuf,
-    /// Settings by module name (file name without `.wasm`). A name without a module is allowed,
-    /// since removing a validator's file removes the rule; it is logged.
-    pub settings: BTreeMap<String, Value>,
-    /// What each module may take.
-    pub limits: Limits,
-}
+use super::module::{Module, ModuleFault};
 
 /// One thing that keeps a chain from loading.
 #[derive(Debug)]
@@ -104,54 +84,32 @@ impl ModuleRegistry {
     ) -> Result<(WasmChain, Vec<ArchivedModule>), LoadError> {
         let mut problems = Vec::new();
         let mut archived = Vec::new();
-        let mut files = Vec::new();
-        if let Some(folder) = &settings.validators {
-            match validator_files(folder) {
-                Ok(found) => files = found,
-                Err(error) => problems.push(LoadProblem { path: folder.clone(), fault: error.into() }),
-            }
+        let mut modules: Vec<Arc<Module>> = Vec::new();
+        let folder = settings.folder();
+        if let Some((path, error)) = folder.missing {
+            problems.push(LoadProblem { path, fault: error.into() });
         }
-        let mut validators: Vec<Arc<Module>> = Vec::new();
-        for path in files {
-            match self.load_file(settings, &path, Stage::Validate) {
+        for ModuleFile { stage, path, .. } in folder.files.into_iter().filter(|file| !file.is_shadow) {
+            let loaded = settings.read(&path, stage).and_then(|file| Ok((self.load(&file, settings)?, file)));
+            match loaded {
+                Ok((module, _))
+                    if modules.iter().any(|other| other.identity().name == module.identity().name) =>
+                {
+                    problems.push(LoadProblem { path, fault: ModuleFault::SameName });
+                }
                 Ok((module, file)) => {
-                    validators.push(module);
+                    modules.push(module);
                     archived.push(file);
                 }
                 Err(fault) => problems.push(LoadProblem { path, fault }),
             }
         }
-        let path = settings.mapper.clone();
-        let mapper = match self.load_file(settings, &path, Stage::Map) {
-            Ok((module, _))
-                if validators.iter().any(|other| other.identity().name == module.identity().name) =>
-            {
-                problems.push(LoadProblem { path, fault: ModuleFault::SameName });
-                None
-            }
-            Ok((module, file)) => {
-                archived.push(file);
-                Some(module)
-            }
-            Err(fault) => {
-                problems.push(LoadProblem { path, fault });
-                None
-            }
-        };
+        let mapper = modules.pop_if(|module| module.identity().stage == Stage::Map);
         let Some(mapper) = mapper.filter(|_| problems.is_empty()) else {
             return Err(LoadError { problems });
         };
-        for name in settings.settings.keys() {
-            let mut names = validators.iter().chain([&mapper]).map(|module| &module.identity().name);
-            if !names.any(|module| **module == **name) {
-                tracing::warn!(
-                    pipeline = settings.pipeline,
-                    module = name,
-                    "settings for a module that is not there"
-                );
-            }
-        }
-        Ok((self.chain(validators, mapper, &settings.pipeline), archived))
+        settings.warn_of_strangers(modules.iter().chain([&mapper]).map(|module| &*module.identity().name));
+        Ok((self.compose(modules, mapper, &settings.pipeline), archived))
     }
 
     /// A chain of archived modules, validators in order and then the mapper, for recovery: it judges
@@ -185,12 +143,13 @@ impl ModuleRegistry {
             }
         }
         match loaded.pop() {
-            Some(mapper) if problems.is_empty() => Ok(self.chain(loaded, mapper, pipeline)),
+            Some(mapper) if problems.is_empty() => Ok(self.compose(loaded, mapper, pipeline)),
             _ => Err(LoadError { problems }),
         }
     }
 
-    fn chain(&self, validators: Vec<Arc<Module>>, mapper: Arc<Module>, pipeline: &str) -> WasmChain {
+    /// A chain of `validators`, in order, and `mapper`; its metrics are those of `pipeline`.
+    pub fn compose(&self, validators: Vec<Arc<Module>>, mapper: Arc<Module>, pipeline: &str) -> WasmChain {
         WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics)
     }
 
@@ -214,22 +173,12 @@ impl ModuleRegistry {
         Module::load(&self.engine, &name, stage, &bytes, settings, limits).map(Arc::new)
     }
 
-    fn load_file(
-        &self,
-        settings: &ChainSettings,
-        path: &Path,
-        stage: Stage,
-    ) -> Result<(Arc<Module>, ArchivedModule), ModuleFault> {
-        let name = module_name(path)?;
-        let bytes = read_whole(path, settings.limits.file_bytes)?;
-        let given = canonical_settings(settings.settings.get(&name).unwrap_or(&Value::Null))?;
-        let revision = module_revision(&bytes, &given);
-        let file = ArchivedModule { revision, stage, name, bytes, settings: given };
-        Ok((self.load(&file, &settings.limits)?, file))
-    }
-
-    /// Loads one module, or finds it alive.
-    fn load(&self, file: &ArchivedModule, limits: &Limits) -> Result<Arc<Module>, ModuleFault> {
+    /// Loads one module, or finds it alive. Blocking, for as long as compiling takes.
+    ///
+    /// # Errors
+    /// What makes it unfit, with the cure.
+    pub fn load(&self, file: &ArchivedModule, settings: &ChainSettings) -> Result<Arc<Module>, ModuleFault> {
+        let limits = &settings.limits;
         let ArchivedModule { revision, stage, name, bytes, settings } = file;
         let key = (*stage, name.clone(), *revision);
         let alive = |modules: &HashMap<_, Weak<Module>>| {
@@ -244,44 +193,4 @@ impl ModuleRegistry {
         modules.insert(key, Arc::downgrade(&module));
         Ok(module)
     }
-}
-
-/// Every `*.wasm` of a folder in name order, without hidden files and reserved names.
-fn validator_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let text = name.to_string_lossy();
-        if text.ends_with(".wasm") && !text.starts_with('.') && !text.ends_with(".shadow.wasm") {
-            files.push(folder.join(&name));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// A module's name is its file's, without `.wasm`; it goes into headers and labels.
-fn module_name(path: &Path) -> Result<String, ModuleFault> {
-    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-    if name.is_empty() || name.len() > 128 || name.contains(char::is_control) {
-        return Err(ModuleFault::Name);
-    }
-    Ok(name.to_owned())
-}
-
-/// Reads a file that must not grow past `limit`, and notices one that is still being written.
-fn read_whole(path: &Path, limit: usize) -> Result<Bytes, ModuleFault> {
-    let mut file = std::fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(ModuleFault::NotAFile);
-    }
-    let mut bytes = Vec::new();
-    (&mut file).take(limit as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > limit {
-        return Err(ModuleFault::TooLarge { limit });
-    }
-    if file.metadata()?.len() != bytes.len() as u64 {
-        return Err(ModuleFault::Growing);
-    }
-    Ok(bytes.into())
 }
