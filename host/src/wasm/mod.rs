@@ -9,6 +9,7 @@
 //! | `bindings.rs` | generated from the contract |
 //! | `engine.rs`, `limits.rs` | the engine, its clock, and what a guest may take |
 //! | `folder.rs`, `module.rs`, `registry.rs` | from files and settings to a chain |
+//! | `watcher.rs`, `status_file.rs` | when files change, and what is said beside them |
 //! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
 
@@ -23,6 +24,8 @@ mod limits;
 mod metrics;
 mod module;
 mod registry;
+mod status_file;
+mod watcher;
 
 pub use chain::WasmChain;
 pub use engine::{EngineError, TICK, WasmEngine};
@@ -31,3 +34,5 @@ pub use limits::Limits;
 pub use metrics::WasmMetrics;
 pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};
 pub use registry::{LoadError, LoadProblem, ModuleRegistry};
+pub use status_file::StatusFiles;
+pub use watcher::ModuleWatcher;
