@@ -1,14 +1,15 @@
 //! Composition root: the only file that names concrete adapters.
 //!
-//! [`App::start`] goes from the cheap and local to the far: metrics, the admin port, modules,
-//! ClickHouse (waited for, migrated), topics, tables (bound; what exactly-once asks of them depends on
-//! the topics' partitions), then the pipelines. What cannot work is
+//! [`App::start`] goes from the cheap and local to the far: metrics, the admin port, module files,
+//! ClickHouse (waited for, migrated), topics, the first chain of each pipeline with its tables (what
+//! exactly-once asks of them depends on the topics' partitions), then the pipelines. What cannot work is
 //! refused here, before any record is read; what may come back by itself is waited for, with the
 //! reason at `/ready`. [`App::wait`] ends when everything has drained.
 
 mod archive;
 mod pipeline;
 pub mod preconditions;
+mod reload;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,31 +18,31 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use prometheus::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminSources};
 use crate::clickhouse::archive::RevisionArchive;
+use crate::clickhouse::deployments::Deployments;
 use crate::clickhouse::migrations::{Migrations, Migrator};
-use crate::clickhouse::schema::SchemaError;
 use crate::clickhouse::settings::ClickHouseSettings;
 use crate::clickhouse::sink::{ClickHouseMetrics, ClickHouseSink};
 use crate::config::{Config, Delivery, PipelineConfig};
-use crate::domain::module::ArchivedModule;
 use crate::domain::retry::{RetryPolicy, Retryability};
+use crate::domain::row::Output;
 use crate::kafka::metadata::{self, MetadataError, TopicNeed};
-use crate::pipeline::binding::BoundChain;
+use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::metrics::PipelineMetrics;
-use crate::pipeline::ports::Chain;
 use crate::pipeline::status::PipelineStatus;
 use crate::pipeline::workers::Workers;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
-use crate::wasm::{ChainSettings, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
+use crate::wasm::{ChainSettings, LoadError, ModuleRegistry, WasmEngine, WasmMetrics};
 
 use pipeline::{Parts, start_pipeline, transaction_settings};
+use reload::{FirstFault, Preconditions, ReloadMetrics, Reloader};
 
 /// Longest wait for Kafka's answer about topics.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,27 +104,47 @@ impl App {
 
         let engine = WasmEngine::new(config.resources.worker_threads())?;
         let modules = Arc::new(ModuleRegistry::new(engine, wasm_metrics));
-        let chains = load_chains(&config, &modules).await?;
         let settings = clickhouse_settings(&config);
         let revisions = RevisionArchive::new(&settings);
+        let deployments = Deployments::new(&settings);
         let sink = Arc::new(ClickHouseSink::new(&settings, sink_metrics));
+        let reload_metrics = ReloadMetrics::register(&registry)?;
+        let reloader = |pipeline: &PipelineConfig| {
+            let (reports, _) = watch::channel(Vec::new());
+            let with = reload::Collaborators {
+                registry: modules.clone(),
+                sink: sink.clone(),
+                revisions: revisions.clone(),
+                deployments: deployments.clone(),
+                metrics: reload_metrics.clone(),
+                reports,
+                host: config.kafka.instance(),
+                poll: config.module_poll,
+            };
+            Reloader::new(pipeline.clone(), chain_settings(&config, pipeline), with)
+        };
+        let mut reloaders: Vec<_> = config.pipelines.iter().map(reloader).collect();
         let bound = async {
+            for reloader in &mut reloaders {
+                if let Err(problems) = reloader.preload().await {
+                    stand_in(reloader, problems, &readiness).await?;
+                }
+            }
             if config.clickhouse.migrate_at_start {
                 migrate(&config, &settings, &readiness).await?;
             }
             let partitions = check_topics(&config, &readiness).await?;
             check_transactions(&config, &readiness).await?;
-            let chained: Vec<_> =
-                config.pipelines.iter().zip(chains.iter().map(|(chain, _)| chain)).collect();
-            let mut bound = Vec::new();
-            for ((pipeline, chain), (_, files)) in chained.iter().zip(&chains) {
-                if pipeline.delivery == Delivery::ExactlyOnce {
-                    archive(&revisions, (pipeline, chain), files, &readiness).await?;
-                }
-                let pending = |table: &str| preconditions::pending_inserts(table, &chained, &partitions);
-                bound.push(bind(pipeline, chain, &sink, pending, &readiness).await?);
+            let filled: Vec<Vec<Output>> = reloaders.iter().map(Reloader::preloaded_outputs).collect();
+            let filled: Vec<_> = config.pipelines.iter().zip(filled.iter().map(Vec::as_slice)).collect();
+            let mut chains = Vec::new();
+            for (index, reloader) in reloaders.iter_mut().enumerate() {
+                let mut others = filled.clone();
+                others.remove(index);
+                reloader.require(Preconditions::new(&others, partitions.clone()));
+                chains.push(first_chain(reloader, &readiness).await?);
             }
-            Ok::<_, anyhow::Error>(bound)
+            Ok::<_, anyhow::Error>(chains)
         };
         // Nothing has been read yet, so a start that is given up leaves nothing behind.
         let bound = tokio::select! {
@@ -135,7 +156,11 @@ impl App {
             .context("cannot start the wasm worker threads; lower resources.workers")?;
         let mut pipelines = JoinSet::new();
         let share = config.resources.in_flight_bytes as usize / config.pipelines.len();
-        for ((pipeline, chain), status) in config.pipelines.iter().zip(bound).zip(status_senders) {
+        for (((pipeline, chain), status), reloader) in
+            config.pipelines.iter().zip(bound).zip(status_senders).zip(reloaders)
+        {
+            let (_orders, heard) = mpsc::channel(16);
+            tokio::spawn(reloader.run(heard, shutdown.token()));
             let running = start_pipeline(
                 &config,
                 pipeline,
@@ -243,37 +268,29 @@ pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettin
     }
 }
 
-/// The chain of each pipeline, with what the archive keeps of its modules.
-async fn load_chains(
-    config: &Config,
-    registry: &Arc<ModuleRegistry>,
-) -> Result<Vec<(WasmChain, Vec<ArchivedModule>)>> {
-    let settings: Vec<_> = config.pipelines.iter().map(|pipeline| chain_settings(config, pipeline)).collect();
-    let registry = registry.clone();
-    // Compiling takes a tenth of a second a module.
-    tokio::task::spawn_blocking(move || {
-        settings.iter().map(|settings| Ok(registry.load_chain_and_files(settings)?)).collect()
-    })
-    .await?
+/// Files that do not pass are no obstacle where the pipeline has run before: the revisions that were live
+/// stand in. Where it has not, or nobody knows of it, they are.
+async fn stand_in(reloader: &Reloader, problems: LoadError, readiness: &Readiness) -> Result<()> {
+    tracing::error!(
+        problems = problems.to_string(),
+        "modules that do not pass; looking for earlier revisions"
+    );
+    let has_run = retry("modules", readiness, async || match reloader.has_run().await {
+        Ok(has_run) => Ok(has_run),
+        Err(FirstFault::Again(reason)) => Err(Again(format!(
+            "{problems}\nwhether an earlier revision can stand in is not known before ClickHouse answers: {reason}"
+        ))),
+        Err(FirstFault::Never(_)) => Ok(false),
+    });
+    if has_run.await? { Ok(()) } else { Err(problems.into()) }
 }
 
-/// Keeps modules for recovery before the first record meets them.
-async fn archive(
-    archive: &RevisionArchive,
-    (pipeline, chain): preconditions::Chained<'_>,
-    modules: &[ArchivedModule],
-    readiness: &Readiness,
-) -> Result<()> {
-    retry("clickhouse", readiness, async || {
-        let stored = async {
-            archive.ensure().await?;
-            archive.store(modules).await?;
-            archive.store_chain(&pipeline.name, chain.revision(), chain.modules()).await
-        };
-        match stored.await {
-            Err(error) if error.retryability() == Retryability::Retry => Err(Again(error.to_string())),
-            stored => stored.map_err(|error| Never(error.into())),
-        }
+async fn first_chain(reloader: &mut Reloader, readiness: &Readiness) -> Result<ChainSlot> {
+    retry("modules", readiness, async || {
+        reloader.first().await.map_err(|fault| match fault {
+            FirstFault::Again(reason) => Again(reason),
+            FirstFault::Never(error) => Never(error),
+        })
     })
     .await
 }
@@ -288,48 +305,6 @@ async fn migrate(config: &Config, settings: &ClickHouseSettings, readiness: &Rea
     })
     .await?;
     Ok(())
-}
-
-/// Binds the outputs of a chain to their tables; `pending` says how many INSERTs into a table may be
-/// unsettled at once, which exactly-once needs it to remember.
-async fn bind(
-    pipeline: &PipelineConfig,
-    chain: &WasmChain,
-    sink: &ClickHouseSink,
-    pending: impl Fn(&str) -> u64,
-    readiness: &Readiness,
-) -> Result<Arc<BoundChain>> {
-    let exactly_once = pipeline.delivery == Delivery::ExactlyOnce;
-    if let Some(fault) = preconditions::chain_fault(pipeline, chain.modules().len() - 1)
-        && exactly_once
-    {
-        bail!(fault);
-    }
-    let mut tables = Vec::new();
-    for output in chain.outputs() {
-        let table = pipeline.table(&output.name);
-        let bound = retry("clickhouse", readiness, async || {
-            let bound = if exactly_once {
-                sink.bind_deduplicating(table, output, pending(table)).await
-            } else {
-                sink.bind(table, output).await
-            };
-            bound.map_err(|error| match error {
-                SchemaError::Server { error, .. } if error.kind.retryability() == Retryability::Retry => {
-                    Again(error.to_string())
-                }
-                error => Never(anyhow::Error::new(error).context(format!(
-                    "pipelines.{}: output {} of module {} does not fit table {table}",
-                    pipeline.name,
-                    output.name,
-                    pipeline.mapper.display()
-                ))),
-            })
-        })
-        .await?;
-        tables.push(bound.binding());
-    }
-    Ok(Arc::new(BoundChain { chain: Arc::new(chain.clone()), tables }))
 }
 
 /// How many partitions each topic has.

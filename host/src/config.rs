@@ -45,6 +45,8 @@ pub struct Config {
     pub resources: ResourcesConfig,
     /// What each module may take.
     pub modules: Limits,
+    /// Longest time until a change of a module that came without an event is seen.
+    pub module_poll: Duration,
     /// By name; at least one.
     pub pipelines: Vec<PipelineConfig>,
 }

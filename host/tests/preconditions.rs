@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sluice::app::preconditions::{chain_fault, pending_inserts};
 use sluice::config::{BatchConfig, Delivery, PipelineConfig, StartOffset};
+use sluice::pipeline::ports::Chain;
 use support::guests::{ModuleFolder, tight};
 
 fn pipeline(topics: &[&str], table: &str) -> PipelineConfig {
@@ -33,7 +34,7 @@ fn every_partition_of_every_pipeline_may_have_four_inserts_under_way() {
     let (one, both) = (pipeline(&["a"], "t"), pipeline(&["a", "b"], "t"));
     let (elsewhere, unknown) = (pipeline(&["a"], "other"), pipeline(&["unknown"], "t"));
     let pending = |pipelines: &[&PipelineConfig]| {
-        let chained: Vec<_> = pipelines.iter().map(|pipeline| (*pipeline, &chain)).collect();
+        let chained: Vec<_> = pipelines.iter().map(|pipeline| (*pipeline, chain.outputs())).collect();
         pending_inserts("t", &chained, &partitions)
     };
     assert_eq!(pending(&[&one]), 48);

@@ -18,7 +18,7 @@ use crate::kafka::intake::{Intake, IntakeCollaborators, IntakeSettings};
 use crate::kafka::offsets::GroupOffsets;
 use crate::kafka::slices::SliceReader;
 use crate::kafka::transactions::{TransactionSettings, TransactionalOffsets};
-use crate::pipeline::binding::{BoundChain, ChainSlot};
+use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::flow::{Collaborators, Flow, FlowSettings};
 use crate::pipeline::metrics::PipelineMetrics;
@@ -69,7 +69,7 @@ impl DeadLetterSink for Settlement {
 
 /// What the start has made ready for a pipeline.
 pub(super) struct Parts {
-    pub(super) chain: Arc<BoundChain>,
+    pub(super) chain: ChainSlot,
     pub(super) sink: Arc<ClickHouseSink>,
     pub(super) revisions: RevisionArchive,
     pub(super) modules: Arc<ModuleRegistry>,
@@ -97,7 +97,7 @@ pub(super) fn start_pipeline(
     shutdown: Shutdown,
 ) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
     let client = client_config(&config.kafka);
-    let chain = ChainSlot::new(parts.chain);
+    let chain = parts.chain;
     let (events, heard) = mpsc::channel(EVENTS);
     let intake = Intake::start(
         client.clone(),

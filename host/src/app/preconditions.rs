@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 
 use crate::config::PipelineConfig;
 use crate::domain::intent::bounds;
-use crate::pipeline::ports::Chain;
-use crate::wasm::WasmChain;
+use crate::domain::row::Output;
 
-/// A pipeline with its chain.
-pub type Chained<'a> = (&'a PipelineConfig, &'a WasmChain);
+/// A pipeline with what its mapper fills.
+pub type Filled<'a> = (&'a PipelineConfig, &'a [Output]);
 
 /// Most INSERTs into a table whose outcome may be unknown at once: those it must remember by their
 /// tokens, or one that is repeated adds its rows again.
@@ -22,9 +21,9 @@ pub type Chained<'a> = (&'a PipelineConfig, &'a WasmChain);
 /// The INSERTs that others add between a crash and the recovery are not bounded by anything;
 /// [`TableSchema::require_deduplication`](crate::clickhouse::schema::TableSchema::require_deduplication)
 /// has a floor for them.
-pub fn pending_inserts(table: &str, pipelines: &[Chained<'_>], partitions: &BTreeMap<String, usize>) -> u64 {
-    let of_pipeline = |(pipeline, chain): &Chained<'_>| {
-        let outputs = chain.outputs().iter().filter(|output| pipeline.table(&output.name) == table).count();
+pub fn pending_inserts(table: &str, pipelines: &[Filled<'_>], partitions: &BTreeMap<String, usize>) -> u64 {
+    let of_pipeline = |(pipeline, outputs): &Filled<'_>| {
+        let outputs = outputs.iter().filter(|output| pipeline.table(&output.name) == table).count();
         let partitions: usize = pipeline.topics.iter().filter_map(|topic| partitions.get(topic)).sum();
         outputs * partitions
     };

@@ -182,7 +182,7 @@ async fn clickhouse(
     partitions: &BTreeMap<String, usize>,
     report: &mut Out,
 ) -> anyhow::Result<()> {
-    let chained: Vec<_> = chains.iter().map(|(pipeline, chain)| (*pipeline, chain)).collect();
+    let chained: Vec<_> = chains.iter().map(|(pipeline, chain)| (*pipeline, chain.outputs())).collect();
     let settings = ClickHouseSettings::from(&config.clickhouse);
     let tables = chains.iter().flat_map(|(pipeline, chain)| {
         chain.outputs().iter().map(|output| (*pipeline, output, pipeline.table(&output.name)))

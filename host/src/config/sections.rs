@@ -22,10 +22,10 @@ pub(super) fn read(mut root: Section<'_>, base: &Path, files: ModuleFiles) -> Co
     let admin = admin(root.section("admin"));
     let logging = logging(root.section("logging"));
     let resources = resources(root.section("resources"));
-    let modules = modules(root.section("modules"));
+    let (modules, module_poll) = modules(root.section("modules"));
     let pipelines = pipelines::read(&mut root, base, files, &resources);
     root.finish();
-    Config { kafka, clickhouse, admin, logging, resources, modules, pipelines }
+    Config { kafka, clickhouse, admin, logging, resources, modules, module_poll, pipelines }
 }
 
 fn kafka(mut section: Section<'_>, base: &Path) -> KafkaSettings {
@@ -241,7 +241,7 @@ fn resources(mut section: Section<'_>) -> ResourcesConfig {
     config
 }
 
-fn modules(mut section: Section<'_>) -> Limits {
+fn modules(mut section: Section<'_>) -> (Limits, Duration) {
     let limits = Limits {
         // A wasm page is the least that a memory can grow by; wasm32 ends at 4 GiB.
         memory_bytes: bytes_within(&mut section, "memory", "64MiB", 64 << 10, 4 << 30) as usize,
@@ -262,8 +262,9 @@ fn modules(mut section: Section<'_>) -> Limits {
     for problem in limits.problems() {
         section.refuse("memory", problem, "see docs/CONFIGURATION.md".to_owned());
     }
+    let poll = duration_up_to(&mut section, "poll", "5s", Duration::from_secs(3600), "1h");
     section.finish();
-    limits
+    (limits, poll)
 }
 
 fn call_timeout(section: &mut Section<'_>) -> Duration {

@@ -1,0 +1,158 @@
+//! One module of a pipeline on this host: what judges records, what its file holds, and what became of that.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::domain::deployment::HoldKind;
+use crate::domain::verdict::{Revision, Stage};
+use crate::pipeline::modules::{CasesReport, Gate, ModuleReport, ModuleState, Problem, RevisionSince};
+use crate::wasm::{Module, ModuleFault};
+
+use super::scan::CasesContent;
+
+/// What judges records, since when (RFC 3339).
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) module: Arc<Module>,
+    pub(super) since: String,
+}
+
+impl Live {
+    pub(super) fn now(module: Arc<Module>) -> Self {
+        Self { module, since: now() }
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.module.identity().revision
+    }
+}
+
+/// Why a revision was not taken, and whether to try it again though nothing has changed.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) gate: Gate,
+    pub(super) reason: String,
+    /// What it lacks is this machine's or a server's doing.
+    pub(super) is_transient: bool,
+}
+
+impl Refusal {
+    pub(super) fn of(fault: &ModuleFault) -> Self {
+        use ModuleFault as Fault;
+        let gate = match fault {
+            Fault::Read(_) | Fault::NotAFile | Fault::Growing | Fault::Name | Fault::TooLarge { .. } => {
+                Gate::Read
+            }
+            Fault::NotWasm { .. } | Fault::Compile(_) | Fault::Wrap(_) => Gate::Compile,
+            _ => Gate::Contract,
+        };
+        let is_transient = matches!(fault, Fault::Host(_) | Fault::Growing | Fault::Read(_));
+        Self { gate, reason: fault.to_string(), is_transient }
+    }
+
+    pub(super) fn new(gate: Gate, reason: impl Into<String>) -> Self {
+        Self { gate, reason: reason.into(), is_transient: false }
+    }
+
+    pub(super) fn transient(gate: Gate, reason: impl Into<String>) -> Self {
+        Self { gate, reason: reason.into(), is_transient: true }
+    }
+}
+
+/// See the module documentation.
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) stage: Stage,
+    pub(super) path: PathBuf,
+    pub(super) is_shadow: bool,
+    pub(super) live: Option<Live>,
+    /// Revision of the file, since when it is known, and the cases beside it.
+    pub(super) found: Option<(Revision, String, CasesContent)>,
+    /// What is held in place of the file, and why.
+    pub(super) held: Option<(HoldKind, String)>,
+    /// Revision that was due when it was tried last.
+    pub(super) tried: Option<Revision>,
+    /// Why what was found, or what is held, is not live.
+    pub(super) refusal: Option<Refusal>,
+    /// There is no file.
+    pub(super) is_missing: bool,
+    /// How the golden cases came out, with the content and the module that it is about.
+    pub(super) cases: Option<(CasesContent, Revision, CasesReport)>,
+}
+
+impl Entry {
+    pub(super) fn new(name: String, stage: Stage, path: PathBuf, is_shadow: bool) -> Self {
+        Self {
+            name,
+            stage,
+            path,
+            is_shadow,
+            live: None,
+            found: None,
+            held: None,
+            tried: None,
+            refusal: None,
+            is_missing: false,
+            cases: None,
+        }
+    }
+
+    pub(super) fn live_revision(&self) -> Option<Revision> {
+        self.live.as_ref().map(Live::revision)
+    }
+
+    fn state(&self) -> ModuleState {
+        match (&self.refusal, &self.held) {
+            (Some(refusal), _) if refusal.is_transient => ModuleState::Waiting,
+            (Some(_), _) => ModuleState::Refused,
+            (None, Some((HoldKind::Pinned, _))) => ModuleState::Pinned,
+            (None, Some((HoldKind::RolledBack, _))) => ModuleState::RolledBack,
+            (None, None) if self.is_missing => ModuleState::Missing,
+            (None, None) if self.is_shadow => ModuleState::Shadow,
+            (None, None) => ModuleState::Live,
+        }
+    }
+
+    fn problem(&self) -> Option<Problem> {
+        let failing = || {
+            let (_, _, cases) = self.cases.as_ref().filter(|(_, _, cases)| cases.failures > 0)?;
+            let reason = format!(
+                "it runs, but {} of its golden cases fail since they were changed: mend them, or the module",
+                cases.failures
+            );
+            Some(Problem { gate: Some(Gate::Cases), reason })
+        };
+        let missing = || {
+            let reason = "its file is gone; the last good revision goes on: copy the file again".to_owned();
+            self.is_missing.then_some(Problem { gate: None, reason })
+        };
+        match (&self.refusal, &self.held) {
+            (Some(refusal), _) => Some(Problem { gate: Some(refusal.gate), reason: refusal.reason.clone() }),
+            (None, Some((_, reason))) => Some(Problem { gate: None, reason: reason.clone() }),
+            (None, None) => missing().or_else(failing),
+        }
+    }
+
+    pub(super) fn report(&self, pipeline: &str) -> ModuleReport {
+        let since = |revision: Revision, since: &str| RevisionSince {
+            revision: revision.to_string(),
+            since: since.to_owned(),
+        };
+        ModuleReport {
+            pipeline: pipeline.to_owned(),
+            name: self.name.clone(),
+            stage: self.stage,
+            file: self.path.display().to_string(),
+            state: self.state(),
+            live: self.live.as_ref().map(|live| since(live.revision(), &live.since)),
+            found: self.found.as_ref().map(|(revision, known, _)| since(*revision, known)),
+            cases: self.cases.as_ref().map(|(_, _, report)| report.clone()),
+            problem: self.problem(),
+        }
+    }
+}
+
+/// RFC 3339, UTC, in milliseconds.
+pub(super) fn now() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}
