@@ -61,6 +61,39 @@ async fn modules_come_back_as_they_were_kept() {
 }
 
 #[tokio::test]
+async fn a_few_digits_find_the_revisions_of_a_module() {
+    let (archive, settings) = archive("archive_find").await;
+    let old = module(Stage::Map, "rows", &b"old"[..], "{}");
+    let new = module(Stage::Map, "rows", &b"new"[..], "{}");
+    archive.store(&[old.clone(), new.clone()]).await.expect("they are kept");
+    let others = [
+        ArchivedModule { name: "other".into(), ..new.clone() },
+        ArchivedModule { stage: Stage::Validate, ..new.clone() },
+    ];
+    archive.store(&others).await.expect("they are kept");
+    // The old one was seen longer ago; and once more by another host.
+    let client = settings.client();
+    let digits = hex::encode(old.revision.0);
+    let again = format!(
+        "INSERT INTO sluice_revisions SELECT * EXCEPT first_seen, first_seen - 60 AS first_seen \
+         FROM sluice_revisions WHERE revision = '{digits}'"
+    );
+    execute(&client, &again).await;
+    let past = format!(
+        "ALTER TABLE sluice_revisions DELETE WHERE revision = '{digits}' AND first_seen > now() - 30"
+    );
+    execute(&client, &format!("{past} SETTINGS mutations_sync = 1")).await;
+
+    assert_eq!(archive.find("rows", Stage::Map, "").await, Ok(vec![new.revision, old.revision]));
+    assert_eq!(archive.find("rows", Stage::Map, &digits[..9]).await, Ok(vec![old.revision]));
+    assert_eq!(archive.find("rows", Stage::Map, &digits.to_uppercase()).await, Ok(vec![old.revision]));
+    assert_eq!(archive.find("rows", Stage::Map, "%").await, Ok(vec![]));
+    assert_eq!(archive.find("rows", Stage::Validate, &digits).await, Ok(vec![]));
+    assert_eq!(archive.fetch_one(old.revision, Stage::Map).await, Ok(Some(old.clone())));
+    assert_eq!(archive.fetch_one(old.revision, Stage::Validate).await, Ok(None));
+}
+
+#[tokio::test]
 async fn what_is_there_is_not_sent_again_and_a_new_name_is() {
     let (archive, settings) = archive("archive_again").await;
     let client = settings.client();

@@ -8,22 +8,19 @@
 //! both find a module missing and both send it, and a row of up to 64 MiB that stands twice is worth
 //! merging away. Readers never rely on that: of several rows of a revision any one will do.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use clickhouse::{Client, Row};
+use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 
 use super::exception::{ErrorKind, ServerError};
+use super::own_table::OwnTable;
 use super::settings::ClickHouseSettings;
-use super::table_name::TableName;
 use crate::domain::module::ArchivedModule;
 use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
 use crate::pipeline::ports::ModuleIdentity;
 
-/// Name of the table. Where it has to be replicated, make it by hand before the first start;
-/// `CREATE TABLE IF NOT EXISTS` then leaves it alone.
+/// Name of the table. Where it has to be replicated, make it by hand before the first start.
 pub const ARCHIVE_TABLE: &str = "sluice_revisions";
 
 /// Stage of a row that is a chain: its settings list the modules.
@@ -106,25 +103,20 @@ struct ModuleRow {
 }
 
 #[derive(Row, Deserialize)]
-struct CountRow {
-    count: u64,
+struct RevisionRow {
+    revision: String,
 }
 
 /// The archive of modules. Clones share connections.
 #[derive(Clone, Debug)]
 pub struct RevisionArchive {
-    client: Client,
-    table: TableName,
-    timeout: Duration,
+    table: OwnTable,
 }
 
 impl RevisionArchive {
     /// Connects when it is first used.
     pub fn new(settings: &ClickHouseSettings) -> Self {
-        // What is archived must be there when the answer comes: a batch is inserted on the strength of it.
-        let client = settings.client().with_setting("async_insert", "0");
-        let table = TableName { database: Some(settings.database.clone()), table: ARCHIVE_TABLE.to_owned() };
-        Self { client, table, timeout: settings.request_timeout }
+        Self { table: OwnTable::new(settings, ARCHIVE_TABLE) }
     }
 
     /// Makes the table where it is not there.
@@ -132,16 +124,11 @@ impl RevisionArchive {
     /// # Errors
     /// With the statement to execute, where this user may not.
     pub async fn ensure(&self) -> Result<(), ArchiveError> {
-        // Most starts find it, and need no right to create tables.
-        let sql = "SELECT count() AS count FROM system.tables WHERE database = ? AND name = ?";
-        let query = self.client.clone().with_database("system").query(sql);
-        let query = query.bind(self.table.database.as_deref().unwrap_or_default()).bind(&self.table.table);
-        let found = query.fetch_one::<CountRow>().await.map_err(|error| server("look for", error))?;
-        if found.count > 0 {
+        if self.table.exists().await.map_err(|error| server("look for", error))? {
             return Ok(());
         }
         let statement = self.statement();
-        let created = self.client.query_raw(&statement).execute().await;
+        let created = self.table.create(&statement).await;
         created.map_err(|error| ArchiveError::Create { statement, error: error.into() })
     }
 
@@ -158,7 +145,7 @@ impl RevisionArchive {
              first_seen DateTime64(3, 'UTC') DEFAULT now64(3) COMMENT 'When a host first ran it'\n)\n\
              ENGINE = ReplacingMergeTree\nORDER BY (revision, stage, name)\n\
              COMMENT 'Every module that judged records, by content: recovery runs them again'",
-            self.table
+            self.table.name
         )
     }
 
@@ -223,22 +210,15 @@ impl RevisionArchive {
         // Not the bytes: a column that is not named is not read.
         let sql = format!(
             "SELECT DISTINCT revision, toString(stage) AS stage, name FROM {} WHERE revision IN ?",
-            self.table
+            self.table.name
         );
-        let known = self.client.query(&sql).bind(revisions).fetch_all::<KnownRow>().await;
+        let known = self.table.client.query(&sql).bind(revisions).fetch_all::<KnownRow>().await;
         let known = known.map_err(|error| server("read", error))?.into_iter();
         Ok(known.map(|KnownRow { revision, stage, name }| (revision, stage, name)).collect())
     }
 
     async fn send(&self, row: NewRow<'_>) -> Result<(), ArchiveError> {
-        self.try_send(row).await.map_err(|error| server("write to", error))
-    }
-
-    async fn try_send(&self, row: NewRow<'_>) -> clickhouse::error::Result<()> {
-        let insert = self.client.insert_unescaped::<NewRow<'_>>(&self.table.to_string()).await?;
-        let mut insert = insert.with_timeouts(Some(self.timeout), Some(self.timeout));
-        insert.write(&row).await?;
-        insert.end().await
+        self.table.insert::<NewRow<'_>>(&row).await.map_err(|error| server("write to", error))
     }
 
     /// The modules of a chain by their revisions, validators in order and then the mapper; `None` for
@@ -256,7 +236,12 @@ impl RevisionArchive {
         Ok(modules)
     }
 
-    async fn fetch_one(
+    /// One module by its revision; `None` if it is not kept. Where it is kept under several names, it is
+    /// the one first seen last.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub async fn fetch_one(
         &self,
         revision: Revision,
         stage: Stage,
@@ -265,17 +250,35 @@ impl RevisionArchive {
         let sql = format!(
             "SELECT name, bytes, settings FROM {} WHERE revision = ? AND stage = ? \
              ORDER BY first_seen DESC, name LIMIT 1",
-            self.table
+            self.table.name
         );
-        let query = self.client.query(&sql).bind(&hex).bind(stage.as_str());
+        let query = self.table.client.query(&sql).bind(&hex).bind(stage.as_str());
         let row = query.fetch_optional::<ModuleRow>().await.map_err(|error| server("read", error))?;
         let Some(ModuleRow { name, bytes, settings }) = row else { return Ok(None) };
         let module = ArchivedModule { revision, stage, name, bytes, settings };
         if !module.is_intact() {
-            let (table, stage) = (self.table.to_string(), stage.as_str());
+            let (table, stage) = (self.table.name.to_string(), stage.as_str());
             return Err(ArchiveError::Damaged { table, stage, name: module.name, revision: hex });
         }
         Ok(Some(module))
+    }
+
+    /// Revisions of a module whose hex begins with `prefix`, in either case: the one first seen last
+    /// comes first. That is how an operator who types a few digits finds the revision meant.
+    ///
+    /// # Errors
+    /// When ClickHouse cannot be asked.
+    pub async fn find(&self, name: &str, stage: Stage, prefix: &str) -> Result<Vec<Revision>, ArchiveError> {
+        let sql = format!(
+            "SELECT revision FROM {} WHERE name = ? AND stage = ? AND startsWith(revision, ?) \
+             GROUP BY revision ORDER BY max(first_seen) DESC, revision",
+            self.table.name
+        );
+        let query = self.table.client.query(&sql).bind(name).bind(stage.as_str());
+        let found = query.bind(prefix.to_ascii_lowercase()).fetch_all::<RevisionRow>().await;
+        let found = found.map_err(|error| server("read", error))?;
+        // A row that anybody made by hand, with no revision, is not one that could be meant.
+        Ok(found.iter().filter_map(|row| Revision::from_hex(&row.revision)).collect())
     }
 }
 

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod batch;
 pub mod chunk;
 pub mod column_type;
+pub mod deployment;
 pub mod intent;
 pub mod ledger;
 pub mod module;

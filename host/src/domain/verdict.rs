@@ -13,6 +13,15 @@ use super::ledger::PartitionId;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub [u8; 32]);
 
+impl Revision {
+    /// The revision whose 64 hex digits these are.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let mut revision = [0; 32];
+        hex::decode_to_slice(digits, &mut revision).ok()?;
+        Some(Self(revision))
+    }
+}
+
 impl fmt::Display for Revision {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..6].iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
@@ -244,6 +253,16 @@ mod tests {
                 field: None,
                 reason: "not JSON: EOF at byte 1".into(),
             },
+        }
+    }
+
+    #[test]
+    fn a_revision_is_all_of_its_digits() {
+        let revision = Revision([0xab; 32]);
+        assert_eq!(Revision::from_hex(&"ab".repeat(32)), Some(revision));
+        assert_eq!(Revision::from_hex(&hex::encode(revision.0)), Some(revision));
+        for digits in ["", "abab", &"ab".repeat(33), &"xy".repeat(32)] {
+            assert_eq!(Revision::from_hex(digits), None);
         }
     }
 

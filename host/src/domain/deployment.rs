@@ -1,0 +1,197 @@
+//! Deployment: what happened to a module on the hosts of a pipeline, as events, and how it stands after them.
+//!
+//! Events are only ever added; [`Standing`] is a fold over them. The same event twice, one after the other,
+//! changes nothing: so hosts that see the same file go live may all say so, and one that does not know
+//! whether its event arrived sends it again.
+
+use super::verdict::Revision;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    /// The revision of the file went live.
+    Live,
+    /// The file is gone, and with it the module.
+    Removed,
+    /// A revision is held in place of the file's, until the file's content changes.
+    RolledBack,
+    /// A revision is held whatever the file's content, until it is released.
+    Pinned,
+    /// Nothing is held any more: the file counts.
+    Released,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Live, Self::Removed, Self::RolledBack, Self::Pinned, Self::Released];
+
+    /// The word by which it is kept.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Removed => "removed",
+            Self::RolledBack => "rolled-back",
+            Self::Pinned => "pinned",
+            Self::Released => "released",
+        }
+    }
+
+    /// The kind that `word` stands for.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// An event that is to be kept. When it was is for the table to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEvent {
+    /// What happened.
+    pub event: EventKind,
+    /// Revision that went live or is to be held; `None` where none is.
+    pub revision: Option<Revision>,
+    /// Revision of the file that a rollback stands in for.
+    pub instead_of: Option<Revision>,
+    /// Host or person that did it.
+    pub by: String,
+    /// Why, in a sentence.
+    pub reason: String,
+}
+
+/// How long a hold lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HoldKind {
+    /// Until the file's content is another than the one that it stands in for.
+    RolledBack,
+    /// Until it is released.
+    Pinned,
+}
+
+/// A revision that runs in place of the file's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// How long it lasts.
+    pub kind: HoldKind,
+    /// Revision to run; `None` for no module at all.
+    pub run: Option<Revision>,
+    /// Revision of the file that it stands in for.
+    pub instead_of: Option<Revision>,
+    /// Host or person that ordered it.
+    pub by: String,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// Since when: RFC 3339, UTC.
+    pub since: String,
+}
+
+/// How a module stands, by all that happened to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Revision that went live last; `None` where the file was removed since, or none ever did.
+    pub live: Option<Revision>,
+    /// The one before it: the last that went live and is not `live`. That is where a rollback leads.
+    pub previous: Option<Revision>,
+    /// What is held, unless it was released.
+    pub hold: Option<Hold>,
+}
+
+impl Standing {
+    /// What comes of events with their times (RFC 3339, UTC), in the order in which they happened.
+    pub fn of(events: impl IntoIterator<Item = (NewEvent, String)>) -> Self {
+        let (mut live, mut hold) = (None, None);
+        // Each revision that ever went live, by when it last did.
+        let mut order: Vec<Revision> = Vec::new();
+        for (NewEvent { event, revision, instead_of, by, reason }, since) in events {
+            let held = |kind| Some(Hold { kind, run: revision, instead_of, by, reason, since });
+            match event {
+                EventKind::Live => {
+                    live = revision;
+                    order.retain(|known| Some(*known) != revision);
+                    order.extend(revision);
+                }
+                EventKind::Removed => live = None,
+                EventKind::RolledBack => hold = held(HoldKind::RolledBack),
+                EventKind::Pinned => hold = held(HoldKind::Pinned),
+                EventKind::Released => hold = None,
+            }
+        }
+        let previous = order.into_iter().rev().find(|revision| Some(*revision) != live);
+        Self { live, previous, hold }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Revision = Revision([0xa; 32]);
+    const B: Revision = Revision([0xb; 32]);
+    const C: Revision = Revision([0xc; 32]);
+
+    fn event(event: EventKind, revision: Option<Revision>) -> NewEvent {
+        let instead_of = (event == EventKind::RolledBack).then_some(C);
+        NewEvent { event, revision, instead_of, by: "host-1".into(), reason: "because".into() }
+    }
+
+    fn live(revision: Revision) -> NewEvent {
+        event(EventKind::Live, Some(revision))
+    }
+
+    fn removed() -> NewEvent {
+        event(EventKind::Removed, None)
+    }
+
+    fn after(events: &[NewEvent]) -> Standing {
+        Standing::of(events.iter().cloned().zip((0..).map(|index| format!("t{index}"))))
+    }
+
+    fn lives(events: &[NewEvent]) -> (Option<Revision>, Option<Revision>) {
+        let standing = after(events);
+        assert_eq!(standing.hold, None);
+        (standing.live, standing.previous)
+    }
+
+    #[test]
+    fn a_rollback_leads_to_the_last_other_revision_that_was_live() {
+        assert_eq!(lives(&[]), (None, None));
+        assert_eq!(lives(&[live(A)]), (Some(A), None));
+        assert_eq!(lives(&[live(A), live(A)]), (Some(A), None));
+        assert_eq!(lives(&[live(A), live(B), live(B)]), (Some(B), Some(A)));
+        assert_eq!(lives(&[live(A), live(B), live(A)]), (Some(A), Some(B)));
+        assert_eq!(lives(&[live(A), live(B), live(C), live(A)]), (Some(A), Some(C)));
+    }
+
+    #[test]
+    fn a_module_that_was_removed_had_revisions_before() {
+        assert_eq!(lives(&[removed()]), (None, None));
+        assert_eq!(lives(&[live(A), live(B), removed()]), (None, Some(B)));
+        assert_eq!(lives(&[live(A), live(B), removed(), live(B)]), (Some(B), Some(A)));
+        assert_eq!(lives(&[live(A), removed(), live(B)]), (Some(B), Some(A)));
+    }
+
+    #[test]
+    fn the_last_hold_counts_until_it_is_released() {
+        let rolled_back = event(EventKind::RolledBack, Some(A));
+        let pinned = event(EventKind::Pinned, Some(B));
+        let released = event(EventKind::Released, None);
+        let hold = |kind, run, instead_of, since: &str| {
+            let (by, reason) = ("host-1".to_owned(), "because".to_owned());
+            Some(Hold { kind, run: Some(run), instead_of, by, reason, since: since.to_owned() })
+        };
+        let standing = after(&[live(A), live(C), rolled_back.clone()]);
+        assert_eq!(standing.hold, hold(HoldKind::RolledBack, A, Some(C), "t2"));
+        assert_eq!((standing.live, standing.previous), (Some(C), Some(A)));
+
+        let standing = after(&[rolled_back.clone(), pinned.clone(), live(C)]);
+        assert_eq!(standing.hold, hold(HoldKind::Pinned, B, None, "t1"));
+        assert_eq!(after(&[pinned, released.clone(), live(C)]).hold, None);
+        assert_eq!(after(&[released, rolled_back]).hold, hold(HoldKind::RolledBack, A, Some(C), "t1"));
+    }
+
+    #[test]
+    fn words_are_read_back_and_others_are_not() {
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(EventKind::parse("Live"), None);
+    }
+}
