@@ -3,6 +3,7 @@
 #[path = "support/clickhouse.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -29,10 +30,19 @@ fn output(columns: &[(&str, &str)]) -> Output {
     Output { name: "rows".into(), columns: columns.iter().map(definition).collect() }
 }
 
+/// Columns, each as its name and type apart by a space.
+fn definitions(columns: &[&str]) -> Arc<[ColumnDefinition]> {
+    let definition = |column: &&str| {
+        let (name, of) = column.split_once(' ').expect("a name and a type");
+        ColumnDefinition { name: name.into(), column_type: ColumnType::parse(of).expect("a type") }
+    };
+    columns.iter().map(definition).collect()
+}
+
 fn request(table: &str, columns: &[&str], rows: usize, body: &[u8], token: &str) -> InsertRequest {
     InsertRequest {
         table: table.into(),
-        columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+        columns: definitions(columns),
         rows,
         body: bytes::Bytes::copy_from_slice(body),
         token: token.into(),
@@ -146,7 +156,7 @@ async fn a_token_is_taken_once_and_a_batch_is_one_block() {
                   SETTINGS non_replicated_deduplication_window = 100";
     execute(&client, create).await;
     let (sink, registry) = sink(&settings);
-    let few = |token: &str| request("t", &["s", "a"], 2, b"\x01x\x01\x01y\x02", token);
+    let few = |token: &str| request("t", &["s String", "a UInt8"], 2, b"\x01x\x01\x01y\x02", token);
     for token in ["one", "one", "two", "one", "two"] {
         sink.insert(few(token)).await.expect("ClickHouse takes the rows");
     }
@@ -156,7 +166,9 @@ async fn a_token_is_taken_once_and_a_batch_is_one_block() {
     execute(&client, "TRUNCATE TABLE t").await;
     let rows = 1_200_000;
     let body = b"\x01x\x01".repeat(rows);
-    sink.insert(request("t", &["s", "a"], rows, &body, "many")).await.expect("ClickHouse takes the rows");
+    sink.insert(request("t", &["s String", "a UInt8"], rows, &body, "many"))
+        .await
+        .expect("ClickHouse takes the rows");
     let parts = "SELECT count(), sum(rows) FROM system.parts WHERE database = 'tokens' AND active";
     assert_eq!(text(&client, parts).await, format!("1\t{rows}"));
 
@@ -169,7 +181,7 @@ async fn a_token_is_taken_once_and_a_batch_is_one_block() {
     assert_eq!(value("sluice_clickhouse_insert_bytes_total"), 30.0 + body.len() as f64);
     assert_eq!(value("sluice_clickhouse_errors_total"), 0.0);
     // No rows, no request: this table does not exist.
-    sink.insert(request("nowhere", &["a"], 0, b"", "none")).await.expect("there is nothing to do");
+    sink.insert(request("nowhere", &["a UInt8"], 0, b"", "none")).await.expect("there is nothing to do");
 }
 
 async fn refusal(sink: &ClickHouseSink, request: InsertRequest) -> (Retryability, Option<i32>, String) {
@@ -188,23 +200,24 @@ async fn bad_rows_are_permanent() {
         "CREATE TABLE c (a UInt8, CONSTRAINT even CHECK a % 2 = 0) ENGINE = MergeTree ORDER BY a",
     )
     .await;
-    let (retryability, code, message) = refusal(&sink, request("c", &["a"], 1, &[3], "t")).await;
+    let (retryability, code, message) = refusal(&sink, request("c", &["a UInt8"], 1, &[3], "t")).await;
     assert_eq!((retryability, code), (Retryability::Permanent, Some(469)), "{message}");
     assert!(message.contains("even"), "{message}");
 
     // Rows that end within a row. Nothing says that the table changed, so it is the rows.
     execute(&client, "CREATE TABLE s (a String) ENGINE = MergeTree ORDER BY a").await;
     let bound = sink.bind("s", &output(&[("a", "String")])).await.expect("it fits");
-    assert_eq!(*bound.columns, ["a"]);
-    let (retryability, code, message) = refusal(&sink, request("s", &["a"], 1, b"\x09short", "t")).await;
+    assert_eq!(*bound.columns, *definitions(&["a String"]));
+    let (retryability, code, message) =
+        refusal(&sink, request("s", &["a String"], 1, b"\x09short", "t")).await;
     assert_eq!((retryability, code), (Retryability::Permanent, Some(33)), "{message}");
 
     // Too many partitions for one block: smaller batches have fewer.
     execute(&client, "CREATE TABLE p (a UInt8) ENGINE = MergeTree PARTITION BY a ORDER BY a").await;
     let all: Vec<u8> = (0..=255).collect();
-    let (retryability, code, message) = refusal(&sink, request("p", &["a"], 256, &all, "t")).await;
+    let (retryability, code, message) = refusal(&sink, request("p", &["a UInt8"], 256, &all, "t")).await;
     assert_eq!((retryability, code), (Retryability::Permanent, Some(252)), "{message}");
-    sink.insert(request("p", &["a"], 64, &all[..64], "t")).await.expect("a smaller batch is taken");
+    sink.insert(request("p", &["a UInt8"], 64, &all[..64], "t")).await.expect("a smaller batch is taken");
 
     for table in ["c", "s"] {
         assert_eq!(text(&client, &format!("SELECT count() FROM {table}")).await, "0");
@@ -224,7 +237,7 @@ async fn a_user_who_may_not_write_waits_for_the_right() {
     limited.server_settings.insert("readonly".into(), "2".into());
     let (sink, _) = sink(&limited);
     sink.bind("t", &output(&[("a", "UInt8")])).await.expect("it may look");
-    let (retryability, code, message) = refusal(&sink, request("t", &["a"], 1, &[1], "t")).await;
+    let (retryability, code, message) = refusal(&sink, request("t", &["a UInt8"], 1, &[1], "t")).await;
     assert_eq!((retryability, code), (Retryability::Retry, Some(164)), "{message}");
     assert!(message.contains("check clickhouse.user, its password and its rights"), "{message}");
 }
@@ -235,7 +248,7 @@ async fn a_table_that_changed_stops_the_rows_and_dead_letters_none() {
     let client = settings.client();
     let (sink, _) = sink(&settings);
     let columns = output(&[("a", "UInt8"), ("b", "UInt8")]);
-    let rows = || request("t", &["a", "b"], 1, &[3, 4], "t");
+    let rows = || request("t", &["a UInt8", "b UInt8"], 1, &[3, 4], "t");
     let create = "CREATE TABLE t (a UInt8, b UInt8) ENGINE = MergeTree ORDER BY a";
     execute(&client, create).await;
     sink.bind("t", &columns).await.expect("it fits");
@@ -243,7 +256,7 @@ async fn a_table_that_changed_stops_the_rows_and_dead_letters_none() {
 
     execute(&client, "ALTER TABLE t MODIFY COLUMN b String").await;
     let (retryability, code, message) = refusal(&sink, rows()).await;
-    assert_eq!((retryability, code), (Retryability::Retry, Some(33)), "{message}");
+    assert_eq!((retryability, code), (Retryability::Retry, Some(117)), "{message}");
     assert!(
         message.contains("column `b` is String in the table but UInt8 in the mapper's output"),
         "{message}"
@@ -263,19 +276,111 @@ async fn a_table_that_changed_stops_the_rows_and_dead_letters_none() {
 }
 
 #[tokio::test]
+async fn a_column_whose_bytes_would_mean_something_else_takes_none() {
+    let settings = database("retyped").await;
+    let client = settings.client();
+    let (sink, _) = sink(&settings);
+    let create = "CREATE TABLE t (n UInt32, s String) ENGINE = MergeTree ORDER BY () \
+                  SETTINGS non_replicated_deduplication_window = 100";
+    execute(&client, create).await;
+    let bound = sink.bind("t", &output(&[("n", "UInt32"), ("s", "String")])).await.expect("it fits");
+    // Three bytes of text after a length: four bytes of a FixedString, too.
+    let body = [3_000_000_000u32.to_le_bytes().as_slice(), b"\x03abc"].concat();
+    let rows = |token: &str| InsertRequest {
+        table: bound.table.clone(),
+        columns: bound.columns.clone(),
+        rows: 1,
+        body: body.clone().into(),
+        token: token.into(),
+    };
+    sink.insert(rows("1")).await.expect("ClickHouse takes the row");
+
+    let changes = [
+        ("n Int32", "column `n` is Int32 in the table but UInt32", "n UInt32"),
+        ("n Float32", "column `n` is Float32 in the table but UInt32", "n UInt32"),
+        ("s FixedString(4)", "column `s` is FixedString(4) in the table but String", "s String"),
+    ];
+    for (number, (damage, reason, cure)) in (2..).zip(changes) {
+        execute(&client, "TRUNCATE TABLE t").await;
+        let alter = |change: &str| format!("ALTER TABLE t MODIFY COLUMN {change}");
+        execute(&client, &alter(damage)).await;
+        let token = number.to_string();
+        let (retryability, code, message) = refusal(&sink, rows(&token)).await;
+        assert_eq!((retryability, code), (Retryability::Retry, Some(117)), "{message}");
+        assert!(message.contains(reason) && message.contains("mend the table"), "{message}");
+        assert_eq!(text(&client, "SELECT count() FROM t").await, "0");
+        execute(&client, &alter(cure)).await;
+        for _ in 0..2 {
+            sink.insert(rows(&token)).await.expect("mended, the same row goes on");
+        }
+        assert_eq!(text(&client, "SELECT n, s FROM t").await, "3000000000\tabc");
+    }
+}
+
+#[tokio::test]
+async fn a_column_whose_bytes_still_mean_the_same_goes_on_under_the_same_token() {
+    let settings = database("compatible").await;
+    let client = settings.client();
+    let create = "CREATE TABLE t (e Enum8('a' = 1), s String, d DateTime, n Decimal(10, 2), \
+                  t Tuple(a UInt8)) ENGINE = MergeTree ORDER BY () \
+                  SETTINGS non_replicated_deduplication_window = 100";
+    execute(&client, create).await;
+    let columns = ["e Enum8('a' = 1)", "s String", "d DateTime", "n Decimal(10, 2)", "t Tuple(a UInt8)"];
+    let row = [[1].as_slice(), b"\x01x", &0u32.to_le_bytes(), &1234i64.to_le_bytes(), &[7]].concat();
+    let of = |token: &str| request("t", &columns, 1, &row, token);
+    let (sink, _) = sink(&settings);
+    sink.insert(of("0")).await.expect("ClickHouse takes the row");
+    let changes = [
+        "e Enum8('a' = 1, 'b' = 2)",
+        "s LowCardinality(String)",
+        "d DateTime('Asia/Tokyo')",
+        "n Decimal(12, 2)",
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        execute(&client, &format!("ALTER TABLE t MODIFY COLUMN {change}")).await;
+        // What was taken before the change is known after it.
+        for token in [number, number + 1] {
+            sink.insert(of(&token.to_string())).await.unwrap_or_else(|error| panic!("{change}: {error}"));
+        }
+        let count = text(&client, "SELECT count(), countIf(n = 12.34 AND s = 'x' AND e = 'a') FROM t").await;
+        assert_eq!(count, format!("{0}\t{0}", number + 2), "{change}");
+    }
+}
+
+#[tokio::test]
+async fn rows_of_another_binding_are_sent_under_types_that_hold_them() {
+    let settings = database("bindings").await;
+    let client = settings.client();
+    execute(&client, "CREATE TABLE t (n UInt32) ENGINE = MergeTree ORDER BY ()").await;
+    let (sink, _) = sink(&settings);
+    let before = sink.bind("t", &output(&[("n", "UInt32")])).await.expect("it fits");
+    execute(&client, "ALTER TABLE t MODIFY COLUMN n Int32").await;
+    let after = sink.bind("t", &output(&[("n", "Int32")])).await.expect("the new mapper fits the new table");
+    let of = |columns: &Arc<[ColumnDefinition]>, number: u32| InsertRequest {
+        columns: columns.clone(),
+        ..request("t", &[], 1, &number.to_le_bytes(), &number.to_string())
+    };
+    sink.insert(of(&after.columns, 1)).await.expect("ClickHouse takes the row");
+    let (retryability, _, message) = refusal(&sink, of(&before.columns, u32::MAX)).await;
+    assert_eq!(retryability, Retryability::Retry, "{message}");
+    sink.insert(of(&after.columns, 2)).await.expect("those of the new mapper go on");
+    assert_eq!(text(&client, "SELECT sum(n) FROM t").await, "3");
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_or_silent_is_an_outage() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
     let settings =
         ClickHouseSettings { url, request_timeout: Duration::from_millis(200), ..Default::default() };
     let (sink, _) = sink(&settings);
-    let silent = refusal(&sink, request("t", &["a"], 1, &[1], "t"));
+    let silent = refusal(&sink, request("t", &["a UInt8"], 1, &[1], "t"));
     let (retryability, code, message) =
         tokio::time::timeout(Duration::from_secs(10), silent).await.expect("the timeout holds");
     assert_eq!((retryability, code), (Retryability::Retry, None));
     assert!(message.contains("clickhouse.request_timeout"), "{message}");
     drop(listener);
-    let (retryability, code, message) = refusal(&sink, request("t", &["a"], 1, &[1], "t")).await;
+    let (retryability, code, message) = refusal(&sink, request("t", &["a UInt8"], 1, &[1], "t")).await;
     assert_eq!((retryability, code), (Retryability::Retry, None));
     assert!(message.contains("cannot reach ClickHouse") && message.contains("refused"), "{message}");
     let error = sink.bind("t", &output(&[("a", "UInt8")])).await.expect_err("nobody is there");
@@ -293,13 +398,19 @@ async fn an_output_is_checked_against_the_real_table() {
                   SETTINGS non_replicated_deduplication_window = 1234";
     execute(&client, create).await;
     let bound = sink.bind("t", &output(&[("a", "UInt8")])).await.expect("it fits");
-    assert_eq!(*bound.columns, ["a", "_topic", "_partition", "_offset", "_revision"]);
+    let columns = [
+        "a UInt8",
+        "_topic LowCardinality(String)",
+        "_partition UInt32",
+        "_offset UInt64",
+        "_revision String",
+    ];
+    assert_eq!(*bound.columns, *definitions(&columns));
     assert_eq!(bound.unfilled, ["n"]);
     assert!(bound.provenance.identifies_records());
 
     let mut body = vec![7];
     bound.provenance.append(&mut body, "purchases", 3, 4_000_000_000, "abababababab");
-    let columns: Vec<&str> = bound.columns.iter().map(String::as_str).collect();
     sink.insert(request("t", &columns, 1, &body, "t")).await.expect("ClickHouse takes the row");
     let found = text(&client, "SELECT a, m, _topic, _partition, _offset, _revision FROM t").await;
     assert_eq!(found, "7\t8\tpurchases\t3\t4000000000\tabababababab");
@@ -343,7 +454,9 @@ async fn values_beyond_a_range_that_we_refuse_are_ones_that_clickhouse_takes_and
         "CREATE TABLE t (e Enum8('a' = 1), d Decimal(2, 0), t Date32) ENGINE = MergeTree ORDER BY ()";
     execute(&client, create).await;
     let row = [[9].as_slice(), &123i32.to_le_bytes(), &200_000i32.to_le_bytes()].concat();
-    sink.insert(request("t", &["e", "d", "t"], 1, &row, "t")).await.expect("it takes them without a word");
+    sink.insert(request("t", &["e Enum8('a' = 1)", "d Decimal(2, 0)", "t Date32"], 1, &row, "t"))
+        .await
+        .expect("it takes them without a word");
     assert_eq!(text(&client, "SELECT count() FROM t").await, "1");
     let broken = client.query_raw("SELECT e FROM t").fetch_bytes("TSV").expect("sent").collect().await;
     assert!(broken.is_err(), "a number that is no value of the Enum cannot be read any more");
@@ -378,7 +491,7 @@ fn strings_of_any_length_are_encoded_as_clickhouse_reads_them() {
         for length in lengths {
             encode_string(&mut body, &vec![b'x'; length]);
         }
-        sink.insert(request("t", &["s"], lengths.len(), &body, "t")).await.expect("it takes the rows");
+        sink.insert(request("t", &["s String"], lengths.len(), &body, "t")).await.expect("it takes the rows");
         let found = text(&client, "SELECT length(s) AS l FROM t ORDER BY l").await;
         assert_eq!(found, lengths.map(|length| length.to_string()).join("\n"));
     });

@@ -255,10 +255,15 @@ fn of_answer(answer: &str) -> ServerError {
 ///
 /// - 252: more partitions in one INSERT than `max_partitions_per_insert_block` will never be taken, and
 ///   a smaller batch has fewer;
+/// - 117: a type in the header of the rows that is not the column's, which is said before a row is read;
 /// - whatever is about data, but of a view: see [`ErrorKind::View`].
 pub fn of_exception(code: i32, text: &str) -> ErrorKind {
     if code == 252 && text.contains("partitions for single INSERT block") {
         return ErrorKind::Data;
+    }
+    // The start of the message, which no value of a row can be.
+    if code == 117 && text.starts_with("Code: 117. DB::Exception: Type of ") {
+        return ErrorKind::Schema;
     }
     let kind = CODES.iter().find(|(known, ..)| *known == code).map(|(_, _, kind, _)| *kind);
     match kind.unwrap_or(ErrorKind::Unknown) {

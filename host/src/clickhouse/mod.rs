@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod deployments;
 pub mod exception;
+mod header;
 pub mod holdings;
 pub mod migrations;
 mod own_table;

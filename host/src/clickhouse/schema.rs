@@ -95,10 +95,9 @@ pub struct TableSchema {
 pub struct BoundTable {
     /// Table, `name` or `database.name`.
     pub table: Arc<str>,
-    /// Names of the INSERT's columns: those of the output, then those of provenance.
-    pub columns: Arc<[String]>,
-    /// The same with the types in which the bytes are written.
-    pub definitions: Vec<ColumnDefinition>,
+    /// Columns of the INSERT, with the types in which the bytes are written: those of the output, then
+    /// those of provenance.
+    pub columns: Arc<[ColumnDefinition]>,
     /// Provenance columns that the table has.
     pub provenance: Provenance,
     /// Columns that nobody fills and that have no DEFAULT: every row has 0, '' or NULL in them.
@@ -232,15 +231,14 @@ impl TableSchema {
             Provenance::default()
         });
         self.unless(faults)?;
-        let definitions: Vec<_> = output.columns.iter().chain(provenance.columns()).cloned().collect();
+        let columns: Arc<[_]> = output.columns.iter().chain(provenance.columns()).cloned().collect();
         let unfilled = self.columns.iter().filter(|column| {
-            column.default == DefaultKind::None && definitions.iter().all(|other| other.name != column.name)
+            column.default == DefaultKind::None && columns.iter().all(|other| other.name != column.name)
         });
         Ok(BoundTable {
             table: self.table.clone(),
-            columns: definitions.iter().map(|definition| definition.name.clone()).collect(),
             unfilled: unfilled.map(|column| column.name.clone()).collect(),
-            definitions,
+            columns,
             provenance,
         })
     }

@@ -1,23 +1,26 @@
 //! Sink: sends one batch as one INSERT, once.
 //!
-//! State: a pool of connections, metrics, and for each bound table what its columns were. Invariants:
-//! a request is one block on the server, so that its deduplication token stands for all of it,
-//! whatever the server's profiles say; the body is sent whole or the server drops it; an error is
-//! permanent only if the table is still what it was when the pipeline was bound to it.
+//! State: a pool of connections, metrics, and the headers of INSERTs. Invariants: a request is one block
+//! on the server, so that its deduplication token stands for all of it, whatever the server's profiles
+//! say; the body is sent whole or the server drops it; bytes are taken only by columns of the types that
+//! they were written for ([`super::header`]); an error is permanent only if the table's columns still are
+//! what the header says.
 //!
-//! That last point matters because rows are walked before they come here: bytes that ClickHouse
-//! cannot read as its columns then mean that a column changed, not that a record is bad. The server
-//! gives both the same code, so the sink asks for the table's columns again before it believes it.
+//! That last point matters because rows are walked before they come here: what ClickHouse refuses may be
+//! a column that changed, not a record that is bad. So the sink asks for the table's columns again before
+//! it believes it. Where they changed and take the same bytes with the same meaning (a value more in an
+//! `Enum`, a `LowCardinality`), it goes on with another header.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use clickhouse::{Client, Row};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 use serde::Deserialize;
 
 use super::exception::{ErrorKind, ServerError};
+use super::header::{Headers, header};
 use super::holdings::holdings;
 use super::schema::{BoundTable, SchemaError, TableSchema};
 use super::settings::ClickHouseSettings;
@@ -36,12 +39,14 @@ const DEFAULT_BLOCK_ROWS: usize = 1_048_449;
 
 /// Settings that newer servers have and older refuse, with the values that a batch needs: each could
 /// undo what the settings in `send` say, were it in a profile of the server.
-const GUARDS: [(&str, &str); 3] = [
+const GUARDS: [(&str, &str); 4] = [
     // Overrides `insert_deduplicate`.
     ("deduplicate_insert", "enable"),
     // With these two a block ends at so many bytes, whatever the least sizes are.
     ("use_strict_insert_block_limits", "0"),
     ("max_insert_block_size_bytes", "0"),
+    // Types in a header are text.
+    ("input_format_binary_decode_types_in_binary_format", "0"),
 ];
 
 /// Metrics of the sink.
@@ -101,7 +106,7 @@ pub struct ClickHouseSink {
     client: Client,
     timeout: Duration,
     metrics: ClickHouseMetrics,
-    bound: Arc<RwLock<HashMap<Arc<str>, BoundTable>>>,
+    headers: Arc<Headers>,
     /// Those of [`GUARDS`] that the server knew when a table was bound last.
     guards: Arc<RwLock<Vec<String>>>,
 }
@@ -121,17 +126,17 @@ impl ClickHouseSink {
     /// A sink with a pool of its own. Connects when it is first used.
     pub fn new(settings: &ClickHouseSettings, metrics: ClickHouseMetrics) -> Self {
         let (client, timeout) = (settings.client(), settings.request_timeout);
-        Self { client, timeout, metrics, bound: Arc::default(), guards: Arc::default() }
+        Self { client, timeout, metrics, headers: Arc::default(), guards: Arc::default() }
     }
 
-    /// Checks an output against its table, and remembers the table's columns to tell later whether
-    /// they changed.
+    /// Checks an output against its table, and remembers the table's types to tell later whether they
+    /// changed.
     ///
     /// # Errors
     /// When the table is not there or the output does not fit it, with what mends it; or when
     /// ClickHouse cannot be asked.
     pub async fn bind(&self, table: &str, output: &Output) -> Result<BoundTable, SchemaError> {
-        self.bind_to(TableSchema::read(&self.client, table).await?, output).await
+        self.bind_to(self.schema(table).await?, output).await
     }
 
     /// As [`Self::bind`], for exactly-once delivery: the table must also remember INSERTs, of which
@@ -145,7 +150,7 @@ impl ClickHouseSink {
         output: &Output,
         pending: u64,
     ) -> Result<BoundTable, SchemaError> {
-        let schema = TableSchema::read(&self.client, table).await?;
+        let schema = self.schema(table).await?;
         schema.require_deduplication(pending)?;
         self.bind_to(schema, output).await
     }
@@ -161,11 +166,57 @@ impl ClickHouseSink {
             .map_err(|error| SchemaError::Server { table: bound.table.to_string(), error: error.into() })?;
         *self.guards.write().unwrap_or_else(PoisonError::into_inner) =
             known.into_iter().map(|row| row.name).collect();
-        self.bound.write().unwrap_or_else(PoisonError::into_inner).insert(bound.table.clone(), bound.clone());
+        self.headers.put(&bound.table, &bound.columns, header(&schema, &bound.columns)?);
         Ok(bound)
     }
 
-    async fn send(&self, request: &InsertRequest) -> Result<(), ServerError> {
+    /// The table as it is now. A server that does not answer is an outage here, too.
+    async fn schema(&self, table: &str) -> Result<TableSchema, SchemaError> {
+        let read = tokio::time::timeout(self.timeout, TableSchema::read(&self.client, table));
+        read.await.unwrap_or_else(|_| {
+            let error = ServerError::from(clickhouse::error::Error::TimedOut);
+            Err(SchemaError::Server { table: table.to_owned(), error })
+        })
+    }
+
+    /// Sends a request under the types that the table has, as far as they take its bytes.
+    async fn attempt(&self, request: &InsertRequest) -> Result<(), InsertError> {
+        let InsertRequest { table, columns, .. } = request;
+        let current = async || header(&self.schema(table).await?, columns);
+        let mut under = match self.headers.get(table, columns) {
+            Some(known) => known,
+            None => {
+                let made = current().await.map_err(InsertError::from)?;
+                self.headers.put(table, columns, made.clone());
+                made
+            }
+        };
+        let mut rebound = false;
+        loop {
+            let Err(refusal) = self.send(request, under.clone()).await else { return Ok(()) };
+            if !matches!(refusal.kind, ErrorKind::Data | ErrorKind::Schema) {
+                return Err(refusal.into());
+            }
+            match current().await {
+                Ok(now) if now == under => return Err(refusal.into()),
+                // Changed once more meanwhile, or of several servers behind one name each has its own.
+                Ok(_) if rebound => return Err(ServerError { kind: ErrorKind::Schema, ..refusal }.into()),
+                Ok(now) => {
+                    tracing::info!(table = %table, "columns of the table changed their types, and still take the rows");
+                    self.headers.put(table, columns, now.clone());
+                    (under, rebound) = (now, true);
+                }
+                // Then the rows are not at fault, and their message must not say so.
+                Err(change) => {
+                    let refusal = ServerError { kind: ErrorKind::Schema, ..refusal };
+                    let message = format!("{change}\nClickHouse refused the rows: {refusal}");
+                    return Err(InsertError { message, ..refusal.into() });
+                }
+            }
+        }
+    }
+
+    async fn send(&self, request: &InsertRequest, header: Bytes) -> Result<(), ServerError> {
         let statement = insert_statement(request)?;
         // The parser cuts blocks at `max_insert_block_size` rows, and the squashing after it passes a
         // block on at `min_insert_block_size_rows` rows or `..._bytes` bytes (0 is no limit).
@@ -177,6 +228,8 @@ impl ClickHouseSink {
             // The answer must mean that the rows are stored, and the token is ours, not a hash of a
             // block that the server puts together from several clients.
             .with_setting("async_insert", "0")
+            .with_setting("input_format_with_names_use_header", "1")
+            .with_setting("input_format_with_types_use_header", "1")
             .with_setting("insert_deduplicate", "1")
             .with_setting("insert_deduplication_token", &request.token)
             // A first attempt may have reached the table and failed in a view behind it: the second is
@@ -190,24 +243,13 @@ impl ClickHouseSink {
                 insert = insert.with_setting(name, value);
             }
         }
+        insert.send(header).await?;
         let mut rest = request.body.clone();
         while !rest.is_empty() {
             insert.send(rest.split_to(rest.len().min(SEND_BYTES))).await?;
         }
         insert.end().await?;
         Ok(())
-    }
-
-    /// Whether the table is what it was when it was bound: `None` if so or if that is not known.
-    async fn changed(&self, request: &InsertRequest) -> Option<String> {
-        let bound = {
-            let all = self.bound.read().unwrap_or_else(PoisonError::into_inner);
-            all.get(&request.table).filter(|bound| bound.columns == request.columns)?.clone()
-        };
-        match TableSchema::read(&self.client, &request.table).await {
-            Ok(schema) => schema.check(&bound.definitions).err().map(|error| error.to_string()),
-            Err(error) => Some(error.to_string()),
-        }
     }
 }
 
@@ -217,7 +259,7 @@ impl Sink for ClickHouseSink {
             return Ok(());
         }
         let started = Instant::now();
-        let outcome = self.send(&request).await;
+        let outcome = self.attempt(&request).await;
         let table = [request.table.as_ref()];
         let metrics = &self.metrics;
         metrics.insert_seconds.with_label_values(&table).observe(started.elapsed().as_secs_f64());
@@ -227,16 +269,7 @@ impl Sink for ClickHouseSink {
                 metrics.inserted_rows.with_label_values(&table).inc_by(request.rows as u64);
                 return Ok(());
             }
-            Err(error) if error.kind == ErrorKind::Data => match self.changed(&request).await {
-                // Then the rows are not at fault, and their message must not say so.
-                Some(change) => {
-                    let refusal = ServerError { kind: ErrorKind::Schema, ..error };
-                    let message = format!("{change}\nClickHouse refused the rows: {refusal}");
-                    InsertError { message, ..refusal.into() }
-                }
-                None => error.into(),
-            },
-            Err(error) => error.into(),
+            Err(error) => error,
         };
         let retryable = error.retryability == Retryability::Retry;
         metrics.errors.with_label_values(&[if retryable { "true" } else { "false" }]).inc();
@@ -262,26 +295,30 @@ impl Sink for ClickHouseSink {
 
 fn insert_statement(request: &InsertRequest) -> Result<String, ServerError> {
     let table: TableName = request.table.parse()?;
-    let columns: Vec<String> = request.columns.iter().map(|name| Quoted(name).to_string()).collect();
-    Ok(format!("INSERT INTO {table} ({}) FORMAT RowBinary", columns.join(", ")))
+    let columns: Vec<String> =
+        request.columns.iter().map(|column| Quoted(&column.name).to_string()).collect();
+    Ok(format!("INSERT INTO {table} ({}) FORMAT RowBinaryWithNamesAndTypes", columns.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::row::{ColumnDefinition, ColumnType};
 
     #[test]
     fn names_in_the_statement_are_quoted() {
         let request = |table: &str| InsertRequest {
             table: table.into(),
-            columns: vec!["a".to_owned(), "b`c".to_owned()].into(),
+            columns: ["a", "b`c"]
+                .map(|name| ColumnDefinition { name: name.to_owned(), column_type: ColumnType::Bool })
+                .into(),
             rows: 1,
             body: "x".into(),
             token: "t".into(),
         };
         assert_eq!(
             insert_statement(&request("shop.t")),
-            Ok("INSERT INTO `shop`.`t` (`a`, `b\\`c`) FORMAT RowBinary".into())
+            Ok("INSERT INTO `shop`.`t` (`a`, `b\\`c`) FORMAT RowBinaryWithNamesAndTypes".into())
         );
         assert!(insert_statement(&request("")).is_err());
     }

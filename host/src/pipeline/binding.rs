@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLock};
 
 use crate::domain::chunk::Chunk;
 use crate::domain::provenance::Provenance;
+use crate::domain::row::ColumnDefinition;
 
 use super::ports::Chain;
 
@@ -12,8 +13,9 @@ use super::ports::Chain;
 pub struct TableBinding {
     /// Table, `name` or `database.name`.
     pub table: Arc<str>,
-    /// Columns of the INSERT: those of the output, then those of provenance.
-    pub columns: Arc<[String]>,
+    /// Columns of the INSERT, with the types in which the bytes are written: those of the output, then
+    /// those of provenance.
+    pub columns: Arc<[ColumnDefinition]>,
     /// Provenance columns that the table has.
     pub provenance: Provenance,
 }

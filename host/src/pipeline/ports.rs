@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::domain::chunk::Chunk;
 use crate::domain::intent::{ForcedKind, IntentSlice};
 use crate::domain::retry::Retryability;
-use crate::domain::row::Output;
+use crate::domain::row::{ColumnDefinition, Output};
 use crate::domain::verdict::{ChunkVerdicts, DeadLetter, Revision, Stage};
 
 use super::binding::{BoundChain, TableBinding};
@@ -65,8 +65,8 @@ pub struct Forced {
 pub struct InsertRequest {
     /// Table, `name` or `database.name`.
     pub table: Arc<str>,
-    /// Columns in the order of the row bytes.
-    pub columns: Arc<[String]>,
+    /// Columns in the order of the row bytes, with the types in which these are written.
+    pub columns: Arc<[ColumnDefinition]>,
     /// Number of rows in `body`.
     pub rows: usize,
     /// RowBinary.

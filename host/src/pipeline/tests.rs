@@ -18,7 +18,7 @@ use crate::domain::intent::{IntentSlice, PendingBatches};
 use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::domain::provenance::Provenance;
 use crate::domain::retry::{RetryPolicy, Retryability};
-use crate::domain::row::Output;
+use crate::domain::row::{ColumnDefinition, ColumnType, Output};
 use crate::domain::verdict::{
     ChunkVerdicts, DeadLetter, OutputRows, Rejection, RejectionKind, Revision, Stage,
 };
@@ -226,7 +226,7 @@ fn partition(number: i32) -> PartitionId {
 fn bound(revision: u8) -> Arc<BoundChain> {
     let table = TableBinding {
         table: "table".into(),
-        columns: Arc::from(["value".to_owned()]),
+        columns: Arc::from([ColumnDefinition { name: "value".into(), column_type: ColumnType::String }]),
         provenance: Provenance::default(),
     };
     let module =

@@ -132,20 +132,20 @@ fn tables(outputs: usize) -> Vec<TableBinding> {
 }
 
 fn bindings() -> Vec<TableBinding> {
+    let definition = |(name, type_name): (&str, &str)| ColumnDefinition {
+        name: name.into(),
+        column_type: ColumnType::parse(type_name).expect("a type"),
+    };
     let columns: Vec<ColumnDefinition> =
         [("_topic", "String"), ("_partition", "Int32"), ("_offset", "Int64"), ("_revision", "String")]
-            .into_iter()
-            .map(|(name, type_name)| ColumnDefinition {
-                name: name.into(),
-                column_type: ColumnType::parse(type_name).expect("a type"),
-            })
-            .collect();
+            .map(definition)
+            .into();
     let provenance = Provenance::of(&columns).expect("columns as they must be");
-    let names: Arc<[String]> =
-        ["kind", "said"].into_iter().map(String::from).chain(columns.into_iter().map(|c| c.name)).collect();
+    let own = [("kind", "String"), ("said", "String")].map(definition);
+    let columns: Arc<[ColumnDefinition]> = own.into_iter().chain(columns).collect();
     let table = |output| TableBinding {
         table: format!("table{output}").into(),
-        columns: names.clone(),
+        columns: columns.clone(),
         provenance: provenance.clone(),
     };
     (0..OUTPUTS).map(table).collect()

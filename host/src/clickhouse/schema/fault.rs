@@ -1,9 +1,10 @@
 //! Fault: what does not fit between an output and its table, and the statement that mends it.
 
 use super::DefaultKind;
-use crate::clickhouse::exception::ServerError;
+use crate::clickhouse::exception::{ErrorKind, ServerError};
 use crate::clickhouse::table_name::{Quoted, TableName};
 use crate::domain::provenance::ProvenanceColumn;
+use crate::pipeline::ports::InsertError;
 
 /// Why an output is not bound to a table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +36,20 @@ pub enum SchemaError {
         /// Why.
         error: ServerError,
     },
+}
+
+impl From<SchemaError> for InsertError {
+    /// A table that does not take the rows: they wait for it.
+    fn from(error: SchemaError) -> Self {
+        match error {
+            SchemaError::Server { error, .. } => error.into(),
+            error => {
+                let kind = ErrorKind::Schema;
+                let message = format!("{error}; {}", kind.cure());
+                Self { retryability: kind.retryability(), code: None, message }
+            }
+        }
+    }
 }
 
 /// One thing that does not fit.
