@@ -159,15 +159,14 @@ impl Reloader {
 
     /// Whether a chain of the pipeline was live before, on whatever host.
     pub(super) async fn has_run(&self) -> Result<bool, FirstFault> {
-        self.with
-            .deployments
-            .standing(&self.pipeline.name)
-            .await
-            .map(|standings| has_run(&standings))
-            .map_err(|error| match error.retryability() {
-                Retryability::Retry => FirstFault::Again(error.to_string()),
-                Retryability::Permanent => FirstFault::Never(error.into()),
-            })
+        let known = async {
+            self.with.deployments.ensure().await?;
+            self.with.deployments.standing(&self.pipeline.name).await
+        };
+        known.await.map(|standings| has_run(&standings)).map_err(|error| match error.retryability() {
+            Retryability::Retry => FirstFault::Again(error.to_string()),
+            Retryability::Permanent => FirstFault::Never(error.into()),
+        })
     }
 
     /// What the pipeline's tables must be like, beyond what the mapper fills.

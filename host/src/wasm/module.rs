@@ -199,7 +199,7 @@ impl Module {
         }
         let component = match Encoding::of(bytes)? {
             Encoding::Component => compile(engine, bytes)?,
-            Encoding::Core => compile(engine, &wrap(bytes)?)?,
+            Encoding::Core => compile(engine, &wrap(engine, bytes)?)?,
         };
         let program = program(engine, &component, stage)?;
         let (_, declared) = Instance::start(engine, &program, &settings, limits, limits.call_timeout)
@@ -308,7 +308,10 @@ impl Encoding {
     }
 }
 
-fn wrap(module: &[u8]) -> Result<Vec<u8>, ModuleFault> {
+fn wrap(engine: &WasmEngine, module: &[u8]) -> Result<Vec<u8>, ModuleFault> {
+    // The encoder panics on some modules that were cut short.
+    wasmtime::Module::validate(engine.inner(), module)
+        .map_err(|error| ModuleFault::Compile(format!("{error:#}")))?;
     let (typed, _) = wit_component::metadata::decode(module)
         .map_err(|error| ModuleFault::Compile(format!("{error:#}")))?;
     if typed.is_none() {

@@ -48,12 +48,12 @@ fn an_output_that_fits_is_bound_with_provenance_behind_it() {
     ]);
     let bound = table.bind(&output(&[("name", "String"), ("price", "UInt32")])).unwrap();
     assert_eq!(names(&bound), ["name", "price", "_topic", "_offset"]);
-    assert_eq!(bound.definitions[0].column_type, ColumnType::String);
+    assert_eq!(bound.columns[0].column_type, ColumnType::String);
     assert_eq!(bound.unfilled, ["note"]);
     assert_eq!(bound.table.as_ref(), "shop.purchases");
     assert_eq!(bound.provenance.columns().count(), 2);
     assert_eq!(bound.binding().columns, bound.columns);
-    assert_eq!(table.check(&bound.definitions), Ok(()));
+    assert_eq!(table.check(&bound.columns), Ok(()));
 }
 
 #[test]
