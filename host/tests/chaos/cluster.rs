@@ -9,6 +9,7 @@ mod inject;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -144,6 +145,11 @@ impl Cluster {
     /// The broker, for clients that meet no faults of the network.
     pub(super) fn brokers(&self) -> &str {
         &self.brokers
+    }
+
+    /// Where the broker has its settings, data and log.
+    pub(super) fn broker_directory(&self) -> PathBuf {
+        self.broker.lock().unwrap_or_else(PoisonError::into_inner).directory().to_owned()
     }
 
     /// ClickHouse, for clients that meet no faults of the network.

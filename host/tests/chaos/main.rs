@@ -4,7 +4,8 @@
 //! It is a program of its own, so that its last line is the last one:
 //! `chaos: kills=N rebalances=N records=N lost=0 duplicated=0 dead_letters_lost=0 dead_letters_duplicated=0`.
 //! `make chaos` runs it; `KILLS` is the number of SIGKILLs to reach, `CHAOS_SEED` repeats the events of a
-//! run, `CHAOS_DELIVERY` is what the hosts promise. A run that fails leaves `target/chaos/SEED`.
+//! run, `CHAOS_DELIVERY` is what the hosts promise. A run that fails leaves `target/chaos/SEED`; with
+//! `CHAOS_KEEP=1` one that hangs leaves everything running, until it is told to end.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -58,6 +59,8 @@ struct Settings {
     seed: u64,
     kills: u64,
     delivery: Delivery,
+    /// Keep everything running where it hangs.
+    keep: bool,
 }
 
 impl Settings {
@@ -78,6 +81,7 @@ impl Settings {
             seed: number("CHAOS_SEED", rand::random::<u32>().into())?,
             kills: number("KILLS", KILLS)?,
             delivery,
+            keep: variable("CHAOS_KEEP").is_some_and(|text| text != "0"),
         })
     }
 }
@@ -97,7 +101,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    watchdog(Duration::from_secs(900 + 60 * settings.kills));
+    if !settings.keep {
+        watchdog(Duration::from_secs(900 + 60 * settings.kills));
+    }
     run(&settings)
 }
 
@@ -111,7 +117,7 @@ fn watchdog(limit: Duration) {
 }
 
 fn run(settings: &Settings) -> ExitCode {
-    let Settings { seed, kills, delivery } = *settings;
+    let Settings { seed, kills, delivery, keep } = *settings;
     println!("chaos: seed={seed} kills={kills} delivery={delivery:?} (CHAOS_SEED={seed} repeats the events)");
     let began = Instant::now();
     let mut cluster = Cluster::start(Folder::new(seed), delivery);
@@ -136,6 +142,9 @@ fn run(settings: &Settings) -> ExitCode {
     let produced = producer.stop();
     cluster.heal();
     wait_for_the_end(&mut cluster, &group);
+    if keep && !cluster.trouble.is_empty() {
+        keep_running(&mut cluster);
+    }
     let last = report_of_the_group(&group);
     cluster.stop_hosts();
 
@@ -242,6 +251,22 @@ fn wait_for_the_end(cluster: &mut Cluster, group: &Group) {
             let words = cluster.last_words();
             cluster.trouble.push(format!("the topic was not drained within {PATIENCE:?}\n{words}"));
         }
+    }
+}
+
+/// Holds a run that hangs, so that somebody can look at it.
+fn keep_running(cluster: &mut Cluster) {
+    let end = cluster.folder.file("end");
+    println!("chaos: FAILED: {}", cluster.trouble.join("\n"));
+    println!(
+        "chaos: kept: broker {} in {}, ClickHouse {}; touch {} to end the run",
+        cluster.brokers(),
+        cluster.broker_directory().display(),
+        cluster.clickhouse_url(),
+        end.display()
+    );
+    while !end.exists() {
+        cluster.pass(Duration::from_secs(1));
     }
 }
 
