@@ -106,6 +106,7 @@ pub(super) fn start_pipeline(
             group: pipeline.group.clone(),
             start: pipeline.start.as_str(),
             delivery: pipeline.delivery,
+            drain_timeout: config.resources.drain_timeout,
         },
         IntakeCollaborators {
             events,

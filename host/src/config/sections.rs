@@ -298,8 +298,8 @@ pub(super) fn bytes_within(
     ranged(section, key, default, allowed, |ByteSize(bytes)| show_bytes(*bytes), cure).0
 }
 
-/// A rebalance waits for the drain too, and a member that does not poll for `max.poll.interval.ms`
-/// (five minutes) is put out of its group.
+/// A rebalance waits for the drain too, and holds up the whole group meanwhile: `max.poll.interval.ms` is a
+/// minute longer.
 fn drain_timeout(section: &mut Section<'_>) -> Duration {
     duration_up_to(section, "drain_timeout", "30s", Duration::from_secs(240), "4m")
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
@@ -26,13 +26,23 @@ use crate::domain::chunk::ChunkBuilder;
 use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::pipeline::event::{Assignment, Event};
 
+use super::intake::IntakeSettings;
 use super::log;
 use super::position::{self, Position, Unknown};
 use super::queue::MessageQueue;
 
-/// Longest wait for the committed offsets exactly-once: below `max.poll.interval.ms` (five minutes), after
-/// which the group would give the partitions to somebody else.
-const POSITION_PATIENCE: Duration = Duration::from_secs(240);
+/// Least [`rebalance_timeout`].
+const REBALANCE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How much longer it is than the longest drain.
+const BEYOND_DRAIN: Duration = Duration::from_secs(60);
+/// Time after which the brokers have ended every transaction that may hold offsets.
+const UNSTABLE: Duration = Duration::from_secs(30);
+const UNSTABLE_CURE: &str = "; if the brokers can be reached, a transaction holds them that should have ended by \
+                             now: `kafka-transactions.sh find-hanging` finds and aborts one that the brokers know of; \
+                             if there is none, restart the broker that coordinates the group, which then reads the \
+                             offsets anew";
+/// Time without an assignment after which it is said what may be the cause.
+const HELD_UP: Duration = Duration::from_secs(30);
 /// Wait before they are asked for again.
 const POSITION_PAUSE: Duration = Duration::from_millis(500);
 
@@ -62,10 +72,26 @@ impl Slots {
     }
 }
 
+/// How long the group waits in a rebalance for a member that does not answer (`max.poll.interval.ms`). All
+/// its partitions stand still meanwhile, so that it is as short as a drain allows, unless the user says
+/// otherwise; librdkafka wants it no shorter than the session.
+pub(super) fn rebalance_timeout(client: &mut ClientConfig, drain_timeout: Duration) -> Duration {
+    let milliseconds = |client: &ClientConfig, name| client.get(name).and_then(|text| text.parse().ok());
+    if let Some(interval) = milliseconds(client, "max.poll.interval.ms") {
+        return Duration::from_millis(interval);
+    }
+    let session = milliseconds(client, "session.timeout.ms").map_or(Duration::ZERO, Duration::from_millis);
+    let interval = REBALANCE_TIMEOUT.max(drain_timeout + BEYOND_DRAIN).max(session);
+    client.set("max.poll.interval.ms", interval.as_millis().to_string());
+    interval
+}
+
 /// Why nothing comes in, by what it is about.
 #[derive(Debug, Default)]
 pub(super) struct Troubles {
-    joining: bool,
+    group: String,
+    /// Waiting for an assignment since then.
+    joining: Option<Instant>,
     offsets: Option<String>,
     brokers: Option<String>,
     partitions: BTreeMap<(String, i32), String>,
@@ -74,14 +100,28 @@ pub(super) struct Troubles {
 impl Troubles {
     /// What is said of them at `/ready`.
     pub(super) fn list(&self) -> Vec<String> {
-        let joining = self.joining.then(|| "kafka: joining the consumer group".to_owned());
+        let joining = self.joining.map(|since| self.joining_since(since));
         let others = self.offsets.iter().chain(&self.brokers).chain(self.partitions.values());
         joining.into_iter().chain(others.cloned()).collect()
     }
 
+    fn joining_since(&self, since: Instant) -> String {
+        let group = &self.group;
+        if since.elapsed() < HELD_UP {
+            return format!("kafka: joining the consumer group {group}");
+        }
+        format!(
+            "kafka: no assignment from the consumer group {group} for more than {}: a member that does not              answer holds it up, for max.poll.interval.ms at most; `kafka-consumer-groups.sh --describe              --members --group {group}` lists the members, and if none of them is alive restart the broker              that coordinates the group",
+            humantime::format_duration(HELD_UP)
+        )
+    }
+
     /// Whether there is none, without making the list.
     pub(super) fn is_empty(&self) -> bool {
-        !self.joining && self.offsets.is_none() && self.brokers.is_none() && self.partitions.is_empty()
+        self.joining.is_none()
+            && self.offsets.is_none()
+            && self.brokers.is_none()
+            && self.partitions.is_empty()
     }
 
     /// A broker answered.
@@ -119,17 +159,27 @@ pub(super) struct GroupContext {
     events: mpsc::Sender<Event>,
     from_latest: bool,
     exactly_once: bool,
+    /// Longest wait for the committed offsets exactly-once: below the [`rebalance_timeout`], after which the
+    /// group would give the partitions to somebody else.
+    position_patience: Duration,
 }
 
 impl GroupContext {
-    pub(super) fn new(events: mpsc::Sender<Event>, from_latest: bool, delivery: Delivery) -> Self {
+    pub(super) fn new(
+        events: mpsc::Sender<Event>,
+        settings: &IntakeSettings,
+        rebalance_timeout: Duration,
+    ) -> Self {
+        let troubles =
+            Troubles { group: settings.group.clone(), joining: Some(Instant::now()), ..Troubles::default() };
         Self {
             queue: MessageQueue::detached(),
             slots: Mutex::default(),
-            troubles: Mutex::new(Troubles { joining: true, ..Troubles::default() }),
+            troubles: Mutex::new(troubles),
             events,
-            from_latest,
-            exactly_once: delivery == Delivery::ExactlyOnce,
+            from_latest: settings.start == "latest",
+            exactly_once: settings.delivery == Delivery::ExactlyOnce,
+            position_patience: rebalance_timeout * 3 / 4,
         }
     }
 
@@ -162,18 +212,21 @@ impl GroupContext {
                     tracing::warn!(reason, "the committed offsets are not known; librdkafka looks them up");
                     return Ok(position::unknown(partitions));
                 }
-                Err(Unknown::Offsets(reason)) if began.elapsed() >= POSITION_PATIENCE => {
+                Err(Unknown::Offsets(reason)) if began.elapsed() >= self.position_patience => {
                     return Err(format!(
                         "the committed offsets are not known after {}: {reason}; look after the brokers and \
                          restart sluice",
-                        humantime::format_duration(POSITION_PATIENCE)
+                        humantime::format_duration(self.position_patience)
                     ));
                 }
                 Err(Unknown::Offsets(_)) if self.events.is_closed() => {
                     return Err("stopped before the committed offsets were known".into());
                 }
                 Err(Unknown::Offsets(reason)) => {
-                    let trouble = format!("kafka: the committed offsets are not known yet: {reason}");
+                    let mut trouble = format!("kafka: the committed offsets are not known yet: {reason}");
+                    if began.elapsed() >= UNSTABLE {
+                        trouble.push_str(UNSTABLE_CURE);
+                    }
                     if self.troubles().offsets.replace(trouble.clone()).as_ref() != Some(&trouble) {
                         tracing::warn!(reason, "the committed offsets are not known yet; asking again");
                         self.tell_troubles();
@@ -205,7 +258,7 @@ impl GroupContext {
             slots.slots.push(Slot { id, epoch, next_sequence: 0, next_offset, builder: None });
         }
         drop(slots);
-        self.troubles().joining = false;
+        self.troubles().joining = None;
         // The flow is gone only when the pipeline is closing.
         let _ = self.events.blocking_send(Event::Assigned(assigned));
         Ok(partitions)
@@ -224,6 +277,9 @@ impl GroupContext {
             }
         }
         drop(slots);
+        if lost {
+            self.troubles().joining = Some(Instant::now());
+        }
         let (release, released) = sync_channel(1);
         if self.events.blocking_send(Event::Revoked { partitions: revoked, lost, release }).is_ok() {
             // The flow keeps the deadline, and answers only when no commit is under way. One that is gone
@@ -284,5 +340,27 @@ impl ConsumerContext for GroupContext {
             let reason = format!("kafka refuses a rebalance: {error}");
             let _ = self.events.blocking_send(Event::Broken(reason));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeout(properties: &[(&str, &str)], drain_timeout: u64) -> (u64, Option<String>) {
+        let mut client = ClientConfig::new();
+        for (name, value) in properties {
+            client.set(*name, *value);
+        }
+        let timeout = rebalance_timeout(&mut client, Duration::from_secs(drain_timeout));
+        (timeout.as_secs(), client.get("max.poll.interval.ms").map(str::to_owned))
+    }
+
+    #[test]
+    fn a_rebalance_waits_for_the_longest_drain_and_session_or_as_the_user_says() {
+        assert_eq!(timeout(&[], 30), (120, Some("120000".into())));
+        assert_eq!(timeout(&[], 240), (300, Some("300000".into())));
+        assert_eq!(timeout(&[("session.timeout.ms", "400000")], 30), (400, Some("400000".into())));
+        assert_eq!(timeout(&[("max.poll.interval.ms", "45000")], 240), (45, Some("45000".into())));
     }
 }

@@ -25,7 +25,7 @@ use crate::pipeline::event::{Assignment, DeathNotice, Event, Taken};
 use crate::pipeline::workers::{Job, Refused, Workers};
 
 use super::copy::Copy;
-use super::group::{GroupContext, Slot, Slots};
+use super::group::{GroupContext, Slot, Slots, rebalance_timeout};
 use super::offsets::GroupOffsets;
 use super::queue::Message;
 use super::transactions::{TransactionSettings, TransactionalOffsets};
@@ -50,6 +50,8 @@ pub struct IntakeSettings {
     pub start: &'static str,
     /// Exactly-once nothing is read before the group's offsets, and what is pending there, are known.
     pub delivery: Delivery,
+    /// Longest time that partitions which go are drained for.
+    pub drain_timeout: Duration,
 }
 
 /// What an intake talks to.
@@ -105,8 +107,8 @@ impl Intake {
             client.set("partition.assignment.strategy", "cooperative-sticky");
         }
         client.set_log_level(RDKafkaLogLevel::Info);
-        let from_latest = settings.start == "latest";
-        let context = GroupContext::new(with.events.clone(), from_latest, settings.delivery);
+        let rebalance_timeout = rebalance_timeout(&mut client, settings.drain_timeout);
+        let context = GroupContext::new(with.events.clone(), &settings, rebalance_timeout);
         let consumer: Arc<GroupConsumer> = Arc::new(client.create_with_context(context)?);
         attach(&consumer);
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();

@@ -47,6 +47,11 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time to begin with a new producer before that is told.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Age at which a producer that could not begin makes way for a new one.
+const BEGINNING: Duration = Duration::from_secs(30);
+/// Longest wait for the answer to a commit, after which a new producer asks what became of it. By then the
+/// brokers have aborted what they had not committed.
+const OUTCOME_PATIENCE: Duration = Duration::from_secs(2 * TRANSACTION_TIMEOUT.as_secs());
 /// Wait before a failed step is done again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// So often within a [`FENCING_PERIOD`] a producer may be fenced before another process must be the cause.
@@ -92,6 +97,7 @@ impl TransactionalOffsets {
             consumer,
             closing: Arc::default(),
             producer: None,
+            created: Instant::now(),
             is_initialised: false,
             fencings: VecDeque::new(),
         };
@@ -133,6 +139,7 @@ struct Session {
     consumer: Weak<GroupConsumer>,
     closing: Arc<AtomicBool>,
     producer: Option<TransactionalProducer>,
+    created: Instant,
     is_initialised: bool,
     fencings: VecDeque<Instant>,
 }
@@ -167,7 +174,7 @@ impl Session {
             let producer = match self.producer.take() {
                 Some(producer) => producer,
                 None => {
-                    self.is_initialised = false;
+                    (self.is_initialised, self.created) = (false, Instant::now());
                     self.create().map_err(|error| CommitError::Broken(error.to_string()))?
                 }
             };
@@ -182,8 +189,8 @@ impl Session {
                 return Err(CommitError::Broken(reason));
             }
             if fault.retriable {
-                // The same call resumes.
-                self.producer = Some(producer);
+                // The same call resumes; unless librdkafka has lost its way.
+                self.producer = (self.created.elapsed() < BEGINNING).then_some(producer);
             } else {
                 self.count_fencing(fault.code)?;
                 std::thread::sleep(PAUSE);
@@ -283,8 +290,9 @@ impl Session {
             let reason = self.unpublished(&error, commit.letters.len());
             return Err(Failure::Abandoned(reason));
         }
+        let asked = Instant::now();
         while let Err(fault) = producer.commit_transaction(CALL_TIMEOUT).map_err(fault_of) {
-            if !fault.retriable || self.is_closing() {
+            if !fault.retriable || asked.elapsed() >= OUTCOME_PATIENCE || self.is_closing() {
                 return Err(Failure::Unknown(fault.to_string()));
             }
         }

@@ -69,8 +69,7 @@ impl<O: OffsetStore> Committer<O> {
     pub fn heed(&mut self, result: &Result<(), CommitError>, now: Instant) {
         match result {
             Ok(()) => {
-                self.trouble.clear(ABOUT);
-                (self.failures, self.not_before) = (0, None);
+                self.forget();
             }
             Err(error) => {
                 self.trouble.report(ABOUT, &error.to_string());
@@ -79,6 +78,12 @@ impl<O: OffsetStore> Committer<O> {
                 self.failures = self.failures.saturating_add(1);
             }
         }
+    }
+
+    /// There is nothing to commit any more: what failed is nobody's trouble here.
+    pub fn forget(&mut self) {
+        self.trouble.clear(ABOUT);
+        (self.failures, self.not_before) = (0, None);
     }
 
     /// When to try again after a failure.

@@ -15,10 +15,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::folder::Folder;
+use super::group::opened_early;
 use super::host::Host;
 use super::revisions::Revisions;
 use super::schedule::{Fault, Peer};
-use super::{DEAD_LETTER_TOPIC, Delivery, PARTITIONS, TOPIC};
+use super::{DEAD_LETTER_TOPIC, Delivery, GROUP, PARTITIONS, TOPIC};
 use crate::support::clickhouse_server::ClickHouse;
 use crate::support::kafka::ApacheKafka;
 use crate::support::proxy::{Answers, Proxy};
@@ -84,6 +85,8 @@ pub(super) struct Cluster {
     pub(super) exits: u64,
     /// Drains that ended with something unfinished.
     pub(super) unfinished: u64,
+    /// Restarts of the broker as its operator would, since the group did not go on.
+    pub(super) cures: u64,
     /// Why this run has failed, whatever the records say.
     pub(super) trouble: Vec<String>,
     pub(super) folder: Folder,
@@ -137,6 +140,7 @@ impl Cluster {
             kills: 0,
             exits: 0,
             unfinished: 0,
+            cures: 0,
             trouble: Vec::new(),
             folder,
         }
@@ -194,6 +198,26 @@ impl Cluster {
         let before = std::fs::read(self.folder.broker_log()).unwrap_or_default();
         let now = std::fs::read(broker.directory().join("kafka.log")).unwrap_or_default();
         String::from_utf8_lossy(&[before, now].concat()).into_owned()
+    }
+
+    /// Restarts the broker where the group does not go on and the cause is the broker's
+    /// ([`opened_early`](super::group::opened_early)). Returns whether it did.
+    pub(super) fn cure(&mut self) -> bool {
+        if !self.has_broker() {
+            return false;
+        }
+        let broker = self.broker.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = std::fs::read(broker.directory().join("kafka.log")).unwrap_or_default();
+        if opened_early(&String::from_utf8_lossy(&log), GROUP) == 0 {
+            return false;
+        }
+        broker.stop();
+        drop(broker);
+        self.cures += 1;
+        self.folder
+            .event("the broker had opened the group's coordinator too early; its operator restarts it");
+        self.later(Duration::ZERO, End::StartBroker);
+        true
     }
 
     /// Lets time pass, and ends what is due.

@@ -65,6 +65,22 @@ impl Group {
     }
 }
 
+/// How often Apache Kafka opened the group's coordinator before it had read the group and its offsets, by the
+/// broker's log. A broker that loses and regains its partition of `__consumer_offsets` while it still reads
+/// it takes the end of the first reading for that of the second (4.3.1, `CoordinatorRuntime`).
+pub(super) fn opened_early(broker_log: &str, group: &str) -> usize {
+    let ours = broker_log.lines().find_map(|line| {
+        let (_, rest) = line.split_once("topic=__consumer_offsets partition=")?;
+        let (partition, rest) = rest.split_once(']')?;
+        rest.contains(group).then_some(partition)
+    });
+    let Some(partition) = ours else { return 0 };
+    let ignored = format!(
+        "Ignored load completion from __consumer_offsets-{partition} because context is in ACTIVE state"
+    );
+    broker_log.lines().filter(|line| line.contains(&ignored)).count()
+}
+
 /// The group's last generation by the broker's log: it was formed that often.
 pub(super) fn generations(broker_log: &str, group: &str) -> u64 {
     let stabilized = format!("Stabilized group {group} generation ");

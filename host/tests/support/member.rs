@@ -79,6 +79,7 @@ impl Member {
             group: group.to_owned(),
             start: "earliest",
             delivery,
+            drain_timeout: Duration::from_secs(30),
         };
         let with = IntakeCollaborators {
             events,

@@ -88,6 +88,9 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
         let ours = partitions.iter().filter(|(partition, epoch)| self.ledger.owns(partition, *epoch));
         let ours: Vec<PartitionId> = ours.map(|(partition, _)| partition.clone()).collect();
         self.abandon(&ours);
+        if self.partitions.is_empty() {
+            self.committer.forget();
+        }
         for partition in ours {
             self.end_offsets.remove(&partition);
             let number = partition.partition.to_string();
