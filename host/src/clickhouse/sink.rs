@@ -3,7 +3,7 @@
 //! State: a pool of connections, metrics, and the headers of INSERTs. Invariants: a request is one block
 //! on the server, so that its deduplication token stands for all of it, whatever the server's profiles
 //! say; the body is sent whole or the server drops it; bytes are taken only by columns of the types that
-//! they were written for ([`super::header`]); an error is permanent only if the table's columns still are
+//! they were written for (`header.rs`); an error is permanent only if the table's columns still are
 //! what the header says.
 //!
 //! That last point matters because rows are walked before they come here: what ClickHouse refuses may be
