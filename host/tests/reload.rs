@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clickhouse::Row;
@@ -120,10 +121,12 @@ fn swaps_under_load_lose_nothing_and_bad_files_change_nothing() {
     let folder = Folder::new();
     let sluice = Sluice::start(&folder.configuration(&kafka, &clickhouse));
     folder.wait_for(RULES_STATUS, "live", |status| status["state"] == "live");
-    let traffic = Traffic::generate(41, 20_000, 0.02);
+    // So many that they last for longer than the swaps.
+    let traffic = Traffic::generate(41, 200_000, 0.02);
+    let enough = AtomicBool::new(false);
     let mut seen = BTreeSet::new();
-    std::thread::scope(|scope| {
-        let sending = scope.spawn(|| traffic.send(kafka.bootstrap(), "purchases"));
+    let traffic = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| traffic.send_until(kafka.bootstrap(), "purchases", 1_000.0, &enough));
         for swap in 1..=40u8 {
             let before = live(&folder.wait_for(RULES_STATUS, "live", |status| status["state"] == "live"));
             if swap % 5 == 0 {
@@ -147,7 +150,8 @@ fn swaps_under_load_lose_nothing_and_bad_files_change_nothing() {
             assert_eq!(after["live"]["revision"], after["found"]["revision"]);
             seen.insert(live(&after));
         }
-        sending.join().expect("sent");
+        enough.store(true, Ordering::Relaxed);
+        sending.join().expect("sent")
     });
     sluice.wait_until("the topic is drained", is_done);
     assert_eq!(seen.len(), 40);
