@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clickhouse::archive::RevisionArchive;
-use crate::clickhouse::deployments::{Deployments, Standings};
+use crate::clickhouse::deployments::{Deployments, DeploymentsError, Standings};
 use crate::clickhouse::sink::ClickHouseSink;
 use crate::config::{Delivery, PipelineConfig};
 use crate::domain::deployment::{EventKind, Hold, HoldKind, NewEvent, Standing};
@@ -107,6 +107,20 @@ pub(super) enum FirstFault {
     Never(anyhow::Error),
 }
 
+impl FirstFault {
+    fn of<E: Into<anyhow::Error> + ToString>(error: E, retryability: Retryability) -> Self {
+        match retryability {
+            Retryability::Retry => Self::Again(error.to_string()),
+            Retryability::Permanent => Self::Never(error.into()),
+        }
+    }
+
+    fn of_deployments(error: DeploymentsError) -> Self {
+        let retryability = error.retryability();
+        Self::of(error, retryability)
+    }
+}
+
 impl Reloader {
     pub(super) fn new(pipeline: PipelineConfig, settings: ChainSettings, with: Collaborators) -> Self {
         let watcher = ModuleWatcher::start(&settings);
@@ -159,14 +173,13 @@ impl Reloader {
 
     /// Whether a chain of the pipeline was live before, on whatever host.
     pub(super) async fn has_run(&self) -> Result<bool, FirstFault> {
-        let known = async {
-            self.with.deployments.ensure().await?;
-            self.with.deployments.standing(&self.pipeline.name).await
-        };
-        known.await.map(|standings| has_run(&standings)).map_err(|error| match error.retryability() {
-            Retryability::Retry => FirstFault::Again(error.to_string()),
-            Retryability::Permanent => FirstFault::Never(error.into()),
-        })
+        self.kept().await.map(|standings| has_run(&standings)).map_err(FirstFault::of_deployments)
+    }
+
+    /// What is kept of the pipeline's modules; the table is made where it is not there.
+    async fn kept(&self) -> Result<Standings, DeploymentsError> {
+        self.with.deployments.ensure().await?;
+        self.with.deployments.standing(&self.pipeline.name).await
     }
 
     /// What the pipeline's tables must be like, beyond what the mapper fills.
@@ -179,16 +192,11 @@ impl Reloader {
     /// # Errors
     /// When a module does not pass and no earlier revision of the pipeline can stand in.
     pub(super) async fn first(&mut self) -> Result<ChainSlot, FirstFault> {
-        let kept = async {
-            self.with.revisions.ensure().await.map_err(|error| (error.retryability(), anyhow!(error)))?;
-            self.with.deployments.ensure().await.map_err(|error| (error.retryability(), anyhow!(error)))?;
-            let standings = self.with.deployments.standing(&self.pipeline.name).await;
-            standings.map_err(|error| (error.retryability(), anyhow!(error)))
-        };
-        self.standings = kept.await.map_err(|(retryability, error)| match retryability {
-            Retryability::Retry => FirstFault::Again(error.to_string()),
-            Retryability::Permanent => FirstFault::Never(error),
+        self.with.revisions.ensure().await.map_err(|error| {
+            let retryability = error.retryability();
+            FirstFault::of(error, retryability)
         })?;
+        self.standings = self.kept().await.map_err(FirstFault::of_deployments)?;
         self.pass().await;
         let has_run = has_run(&self.standings);
         let refused = self.entries.values().filter(|entry| !entry.is_shadow).filter_map(|entry| {
@@ -578,15 +586,11 @@ impl Reloader {
         removed: &[Key],
     ) -> Result<(), Refusal> {
         let files: Vec<ArchivedModule> = candidates.values().filter_map(Candidate::file).cloned().collect();
-        let away = |error: &dyn std::fmt::Display, retryability| match retryability {
-            Retryability::Retry => Refusal::transient(Gate::Archive, error.to_string()),
-            Retryability::Permanent => Refusal::new(Gate::Archive, error.to_string()),
-        };
         let archived = async {
             self.with.revisions.store(&files).await?;
             self.with.revisions.store_chain(&self.pipeline.name, chain.revision(), chain.modules()).await
         };
-        archived.await.map_err(|error| away(&error, error.retryability()))?;
+        archived.await.map_err(|error| Refusal::by(Gate::Archive, error.retryability(), &error))?;
         let live =
             candidates.iter().filter(|(key, _)| !key.2).map(|(key, candidate)| (key, candidate.revision()));
         let gone = removed.iter().map(|key| (key, None));
@@ -603,7 +607,7 @@ impl Reloader {
                 reason: String::new(),
             };
             let kept = self.with.deployments.record(&self.pipeline.name, name, *stage, &event).await;
-            kept.map_err(|error| away(&error, error.retryability()))?;
+            kept.map_err(|error| Refusal::by(Gate::Archive, error.retryability(), &error))?;
         }
         Ok(())
     }
@@ -631,8 +635,7 @@ impl Reloader {
     async fn tell(&mut self) {
         let name = self.pipeline.name.clone();
         let reports: Vec<ModuleReport> = self.entries.values().map(|entry| entry.report(&name)).collect();
-        for (key, entry) in &self.entries {
-            let report = entry.report(&name);
+        for ((key, entry), report) in self.entries.iter().zip(&reports) {
             let reason = report.problem.as_ref().map(|problem| problem.reason.clone());
             let news = (report.state, entry.live_revision(), reason.clone());
             if self.shown.get(key) == Some(&news) {
@@ -651,8 +654,7 @@ impl Reloader {
             self.shown.insert(key.clone(), news);
         }
         self.shown.retain(|key, _| self.entries.contains_key(key));
-        let states: Vec<_> =
-            self.entries.iter().map(|(key, entry)| (key.1.clone(), entry.report(&name).state)).collect();
+        let states: Vec<_> = reports.iter().map(|report| (report.name.clone(), report.state)).collect();
         self.with.metrics.show(&name, &self.states, &states);
         self.states = states;
         let mut status_files = std::mem::replace(&mut self.status_files, StatusFiles::new(String::new()));

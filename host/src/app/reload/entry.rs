@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::domain::deployment::HoldKind;
+use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
 use crate::pipeline::modules::{CasesReport, Gate, ModuleReport, ModuleState, Problem, RevisionSince};
 use crate::wasm::{Module, ModuleFault};
@@ -52,6 +53,12 @@ impl Refusal {
 
     pub(super) fn new(gate: Gate, reason: impl Into<String>) -> Self {
         Self { gate, reason: reason.into(), is_transient: false }
+    }
+
+    /// Of what a server said, which may be another thing later.
+    pub(super) fn by(gate: Gate, retryability: Retryability, reason: &impl ToString) -> Self {
+        let is_transient = retryability == Retryability::Retry;
+        Self { gate, reason: reason.to_string(), is_transient }
     }
 
     pub(super) fn transient(gate: Gate, reason: impl Into<String>) -> Self {

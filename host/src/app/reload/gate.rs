@@ -66,13 +66,8 @@ pub(super) async fn try_out(
         Trial::File(file) => (file, true),
         Trial::Archived(revision, stage) => {
             let fetched = with.revisions.fetch_one(revision, stage).await;
-            let fetched = fetched.map_err(|error| {
-                let refusal = match error.retryability() {
-                    Retryability::Retry => Refusal::transient(Gate::Archive, error.to_string()),
-                    Retryability::Permanent => Refusal::new(Gate::Archive, error.to_string()),
-                };
-                (refusal, None)
-            })?;
+            let fetched =
+                fetched.map_err(|error| (Refusal::by(Gate::Archive, error.retryability(), &error), None))?;
             let lost =
                 || Refusal::new(Gate::Archive, format!("revision {revision} is not in the archive any more"));
             let file = fetched.ok_or_else(|| (lost(), None))?;
