@@ -1,12 +1,12 @@
 //! Reload: from the files of a pipeline's modules, and what was decided about them, to the chain that new
 //! chunks meet.
 //!
-//! A pass looks at all files, decides for each module which revision is due (the file's, unless one is
-//! held in its place), takes each that is not live yet through the gate (`gate.rs`), and publishes one new
-//! chain of everything that passed and of what was live before for everything that did not. Passes are
-//! made when the watcher says that files changed, when an operator orders something, when something that
-//! a pass lacked may be there again, and every `modules.poll`, which also notices what other hosts
-//! decided and what became of the tables.
+//! A pass looks at all files (`scan.rs`), decides for each module which revision is due (the file's, unless
+//! one is held in its place; `due.rs`), takes each that is not live yet through the gate (`gate.rs`), and
+//! publishes one new chain of everything that passed and of what was live before for everything that did not
+//! (`deploy.rs`). Then it says how everything stands (`tell.rs`). Passes are made when the watcher says that
+//! files changed, when an operator orders something, when something that a pass lacked may be there again,
+//! and every `modules.poll`, which also notices what other hosts decided and what became of the tables.
 //!
 //! State: an entry a module, the chain of the moment, and chains that were published before and may still
 //! be in use. Invariants:
@@ -14,11 +14,14 @@
 //! - a file that does not pass takes nothing away: the revision before it goes on;
 //! - after a restart the same revisions are live: what the file cannot give comes out of the archive.
 
+mod deploy;
+mod due;
 mod entry;
 mod gate;
 mod metrics;
 mod orders;
 mod scan;
+mod tell;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,22 +34,17 @@ use tokio_util::sync::CancellationToken;
 use crate::clickhouse::archive::RevisionArchive;
 use crate::clickhouse::deployments::{Deployments, DeploymentsError, Standings};
 use crate::clickhouse::sink::ClickHouseSink;
-use crate::config::{Delivery, PipelineConfig};
-use crate::domain::deployment::{EventKind, Hold, HoldKind, NewEvent, Standing};
-use crate::domain::module::ArchivedModule;
+use crate::config::PipelineConfig;
+use crate::domain::deployment::Standing;
 use crate::domain::retry::Retryability;
 use crate::domain::row::Output;
 use crate::domain::verdict::{Revision, Stage};
 use crate::pipeline::binding::{BoundChain, ChainSlot};
-use crate::pipeline::modules::{Gate, ModuleOrder, ModuleReport, ModuleState};
-use crate::pipeline::ports::Chain as _;
-use crate::wasm::{
-    ChainSettings, LoadError, Module, ModuleFault, ModuleRegistry, ModuleWatcher, StatusFiles, WasmChain,
-};
+use crate::pipeline::modules::{ModuleOrder, ModuleReport, ModuleState};
+use crate::wasm::{ChainSettings, LoadError, Module, ModuleRegistry, ModuleWatcher, StatusFiles};
 
-use entry::{Entry, Live, Refusal};
-use gate::{Candidate, Trial};
-use scan::{Found, Scan};
+use entry::{Entry, Refusal};
+use scan::Scan;
 
 pub(super) use gate::Preconditions;
 pub(super) use metrics::ReloadMetrics;
@@ -280,423 +278,10 @@ impl Reloader {
         self.retire();
         self.due = Instant::now() + self.lacks.map_or(self.with.poll, |wait| wait.min(self.with.poll));
     }
-
-    /// Brings the entries up to what files there are; returns the modules whose files are gone.
-    fn take_note(&mut self, scan: &Scan) -> Vec<Key> {
-        self.folder_trouble = scan
-            .missing
-            .as_ref()
-            .map(|(folder, error)| format!("module {} cannot be read: {error}", folder.display()));
-        let there: BTreeMap<Key, &Found> = scan
-            .found
-            .iter()
-            .map(|found| ((found.file.stage, found.file.name.clone(), found.file.is_shadow), found))
-            .collect();
-        for (key, found) in &there {
-            let (stage, name, is_shadow) = key.clone();
-            let path = found.file.path.clone();
-            self.entries.entry(key.clone()).or_insert_with(|| Entry::new(name, stage, path, is_shadow));
-        }
-        let is_known = scan.missing.is_none();
-        let gone: Vec<Key> = self.entries.keys().filter(|key| !there.contains_key(*key)).cloned().collect();
-        let mut removed = Vec::new();
-        for key in gone {
-            if key.0 == Stage::Validate && !is_known && !key.2 {
-                // The folder is gone, not the rule.
-                if let Some(entry) = self.entries.get_mut(&key) {
-                    entry.is_missing = true;
-                }
-            } else if let Some(entry) = self.entries.remove(&key)
-                && entry.live.is_some()
-                && !key.2
-            {
-                removed.push(key);
-            }
-        }
-        removed
-    }
-
-    /// Takes through its trial what is due and not live.
-    async fn try_out(&mut self, found: Vec<Found>) -> BTreeMap<Key, Candidate> {
-        let mut candidates = BTreeMap::new();
-        for Found { file, content, cases } in found {
-            let key = (file.stage, file.name.clone(), file.is_shadow);
-            let is_written_to = self.watcher.is_written_to(&file.path);
-            let standing = self.standings.get(&(file.stage, file.name.clone())).cloned();
-            let standing = if file.is_shadow { Standing::default() } else { standing.unwrap_or_default() };
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
-            let content = match content {
-                Ok(_) if is_written_to => {
-                    self.lacks = Some(SOON);
-                    continue;
-                }
-                Err(ModuleFault::Growing) => {
-                    self.lacks = Some(SOON);
-                    continue;
-                }
-                Err(ModuleFault::Read(error))
-                    if error.kind() == std::io::ErrorKind::NotFound && entry.live.is_some() =>
-                {
-                    entry.is_missing = true;
-                    entry.refusal = None;
-                    continue;
-                }
-                Err(fault) => {
-                    entry.is_missing = false;
-                    entry.found = None;
-                    entry.refusal = Some(Refusal { is_transient: false, ..Refusal::of(&fault) });
-                    None
-                }
-                Ok(content) => {
-                    entry.is_missing = false;
-                    if entry.found.as_ref().is_none_or(|(known, ..)| *known != content.revision) {
-                        entry.found = Some((content.revision, entry::now(), cases));
-                    }
-                    Some(content)
-                }
-            };
-            let found = content.as_ref().map(|content| content.revision);
-            let hold = standing.hold.clone().filter(|hold| is_in_force(hold, found));
-            let trial = match (&hold, content) {
-                (Some(hold), _) if hold.run.is_none() => Trial::Nothing,
-                (Some(hold), content) => match (hold.run, content) {
-                    (Some(run), Some(content)) if content.revision == run => Trial::File(content),
-                    (Some(run), _) => Trial::Archived(run, key.0),
-                    (None, _) => Trial::Nothing,
-                },
-                (None, Some(content)) => Trial::File(content),
-                (None, None) => Trial::Refused,
-            };
-            entry.held = hold.as_ref().map(|hold| (hold.kind, reason_of(hold)));
-            self.decide(key, trial, cases, &standing, &mut candidates).await;
-        }
-        candidates
-    }
-
-    /// Tries what is due for one module, unless that is live already or was refused before.
-    async fn decide(
-        &mut self,
-        key: Key,
-        trial: Trial,
-        cases: scan::CasesContent,
-        standing: &Standing,
-        candidates: &mut BTreeMap<Key, Candidate>,
-    ) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        let due = match &trial {
-            Trial::File(file) => Some(file.revision),
-            Trial::Archived(revision, _) => Some(*revision),
-            Trial::Nothing => {
-                entry.refusal = None;
-                if entry.live.is_some() {
-                    candidates.insert(key, Candidate::Nothing);
-                }
-                return;
-            }
-            Trial::Refused => None,
-        };
-        if let Some(due) = due {
-            let is_same = entry.found.as_ref().is_some_and(|(_, _, known)| *known == cases);
-            if entry.live_revision() == Some(due) {
-                entry.refusal = None;
-                if let Some(live) = entry.live.clone()
-                    && entry.cases.as_ref().is_none_or(|(content, of, _)| (*content, *of) != (cases, due))
-                {
-                    let report = gate::run_cases(&self.with.registry, &live.module, &entry.path, cases).await;
-                    entry.cases = report.ok().flatten().map(|report| (cases, due, report));
-                }
-                if let Some((_, _, known)) = &mut entry.found {
-                    *known = cases;
-                }
-                return;
-            }
-            let was_refused = entry.refusal.as_ref().is_some_and(|refusal| !refusal.is_transient);
-            let is_known = was_refused && is_same && entry.tried == Some(due);
-            if let Some((_, _, known)) = &mut entry.found {
-                *known = cases;
-            }
-            if !is_known {
-                entry.tried = Some(due);
-                let path = entry.path.clone();
-                match gate::try_out(&self.with, &self.settings, (&key.1, trial), &path, cases).await {
-                    Ok((candidate, report)) => {
-                        entry.refusal = None;
-                        entry.cases = report.map(|report| (cases, due, report));
-                        candidates.insert(key, candidate);
-                        return;
-                    }
-                    Err((refusal, report)) => {
-                        if refusal.is_transient {
-                            self.lacks = Some(AGAIN);
-                        }
-                        entry.cases = report.map(|report| (cases, due, report));
-                        entry.refusal = Some(refusal);
-                    }
-                }
-            }
-        }
-        // At a start nothing is live yet: what was live before stands in for what does not pass.
-        if entry.live.is_none()
-            && !entry.is_shadow
-            && let Some(before) = standing.live
-            && Some(before) != due
-        {
-            let path = entry.path.clone();
-            let trial = Trial::Archived(before, key.0);
-            match gate::try_out(&self.with, &self.settings, (&key.1, trial), &path, None).await {
-                Ok((candidate, _)) => drop(candidates.insert(key, candidate)),
-                Err((refusal, _)) if refusal.is_transient => self.lacks = Some(AGAIN),
-                Err((refusal, _)) => tracing::error!(
-                    module = key.1, revision = %before, reason = refusal.reason,
-                    "the revision that was live before does not run either"
-                ),
-            }
-        }
-    }
-
-    /// Puts together what is live, what passed and what is left; publishes it where it is another chain.
-    async fn deploy(&mut self, mut candidates: BTreeMap<Key, Candidate>, removed: Vec<Key>) {
-        loop {
-            let mut validators = Vec::new();
-            let mut mapper = None;
-            for (key, entry) in self.entries.iter().filter(|(key, _)| !key.2) {
-                let module = match candidates.get(key) {
-                    Some(Candidate::Module { module, .. }) => Some(module.clone()),
-                    Some(Candidate::Nothing) => None,
-                    None => entry.live.as_ref().map(|live| live.module.clone()),
-                };
-                match key.0 {
-                    Stage::Map => mapper = module,
-                    _ => validators.extend(module),
-                }
-            }
-            let Some(mapper) = mapper else { return };
-            if let Some((key, refusal)) = self.misfit(&validators, &mapper, &candidates) {
-                self.refuse(&key, refusal);
-                candidates.remove(&key);
-                continue;
-            }
-            let chain = self.with.registry.compose(validators, mapper, &self.pipeline.name);
-            let current = self.chain.as_ref().map(ChainSlot::current);
-            let is_new = current.as_ref().is_none_or(|current| !is_same_chain(current, &chain));
-            let bound = self.preconditions.bind(&self.with.sink, &self.pipeline, &chain).await;
-            let tables = match bound {
-                Ok(tables) => tables,
-                Err(refusal) => {
-                    let key = (Stage::Map, self.mapper_name(), false);
-                    if candidates.remove(&key).is_some() {
-                        self.refuse(&key, refusal);
-                        continue;
-                    }
-                    // What is live does not fit any more, or nobody can be asked: INSERTs say the rest.
-                    if refusal.is_transient {
-                        self.lacks = Some(AGAIN);
-                        for key in candidates.keys().cloned().collect::<Vec<_>>() {
-                            self.refuse(&key, refusal.clone());
-                        }
-                    } else if let Some(entry) = self.entries.get_mut(&key) {
-                        entry.refusal = Some(refusal);
-                        self.lacks = Some(AGAIN);
-                    }
-                    return;
-                }
-            };
-            let is_rebound =
-                current.as_ref().is_some_and(|current| !gate::are_same_tables(&current.tables, &tables));
-            if is_new || is_rebound {
-                if let Err(refusal) = self.keep(&chain, &candidates, &removed).await {
-                    self.lacks = Some(AGAIN);
-                    for key in candidates.keys().cloned().collect::<Vec<_>>() {
-                        self.refuse(&key, refusal.clone());
-                    }
-                    if candidates.is_empty() {
-                        tracing::warn!(
-                            pipeline = self.pipeline.name,
-                            reason = refusal.reason,
-                            "a chain waits"
-                        );
-                        // The rule goes on until its removal can be kept.
-                        self.with.metrics.waiting(&self.pipeline.name);
-                    }
-                    return;
-                }
-                self.publish(Arc::new(BoundChain { chain: Arc::new(chain), tables }));
-            }
-            for (key, candidate) in candidates {
-                let Some(entry) = self.entries.get_mut(&key) else { continue };
-                entry.live = match candidate {
-                    Candidate::Module { module, .. } => Some(Live::now(module)),
-                    Candidate::Nothing => None,
-                };
-            }
-            return;
-        }
-    }
-
-    /// A candidate that cannot be in this chain, and why.
-    fn misfit(
-        &self,
-        validators: &[Arc<Module>],
-        mapper: &Arc<Module>,
-        candidates: &BTreeMap<Key, Candidate>,
-    ) -> Option<(Key, Refusal)> {
-        let is_candidate = |key: &Key| matches!(candidates.get(key), Some(Candidate::Module { .. }));
-        let name = &mapper.identity().name;
-        if validators.iter().any(|validator| validator.identity().name == *name) {
-            let fault = ModuleFault::SameName;
-            let keys = [Stage::Map, Stage::Validate].map(|stage| (stage, name.to_string(), false));
-            let key = keys.into_iter().find(is_candidate)?;
-            return Some((key, Refusal::of(&fault)));
-        }
-        if self.pipeline.delivery == Delivery::ExactlyOnce
-            && let Some(fault) = super::preconditions::chain_fault(&self.pipeline, validators.len())
-        {
-            let key = candidates.keys().rev().find(|key| {
-                key.0 == Stage::Validate
-                    && is_candidate(key)
-                    && self.entries.get(*key).is_some_and(|entry| entry.live.is_none())
-            });
-            return key.map(|key| (key.clone(), Refusal::new(Gate::Tables, fault)));
-        }
-        None
-    }
-
-    fn refuse(&mut self, key: &Key, refusal: Refusal) {
-        if refusal.is_transient {
-            self.lacks = Some(AGAIN);
-        }
-        if let Some(entry) = self.entries.get_mut(key) {
-            entry.refusal = Some(refusal);
-        }
-    }
-
-    fn mapper_name(&self) -> String {
-        self.entries
-            .keys()
-            .find(|key| key.0 == Stage::Map && !key.2)
-            .map(|key| key.1.clone())
-            .unwrap_or_default()
-    }
-
-    /// Archives what is new, and keeps what happens.
-    async fn keep(
-        &self,
-        chain: &WasmChain,
-        candidates: &BTreeMap<Key, Candidate>,
-        removed: &[Key],
-    ) -> Result<(), Refusal> {
-        let files: Vec<ArchivedModule> = candidates.values().filter_map(Candidate::file).cloned().collect();
-        let archived = async {
-            self.with.revisions.store(&files).await?;
-            self.with.revisions.store_chain(&self.pipeline.name, chain.revision(), chain.modules()).await
-        };
-        archived.await.map_err(|error| Refusal::by(Gate::Archive, error.retryability(), &error))?;
-        let live =
-            candidates.iter().filter(|(key, _)| !key.2).map(|(key, candidate)| (key, candidate.revision()));
-        let gone = removed.iter().map(|key| (key, None));
-        for ((stage, name, _), revision) in live.chain(gone) {
-            if self.standings.get(&(*stage, name.clone())).and_then(|standing| standing.live) == revision {
-                // Another host said so, or this one before it was started again.
-                continue;
-            }
-            let event = NewEvent {
-                event: if revision.is_some() { EventKind::Live } else { EventKind::Removed },
-                revision,
-                instead_of: None,
-                by: self.with.host.clone(),
-                reason: String::new(),
-            };
-            let kept = self.with.deployments.record(&self.pipeline.name, name, *stage, &event).await;
-            kept.map_err(|error| Refusal::by(Gate::Archive, error.retryability(), &error))?;
-        }
-        Ok(())
-    }
-
-    fn publish(&mut self, chain: Arc<BoundChain>) {
-        tracing::info!(pipeline = self.pipeline.name, chain = %chain.chain.revision(), "chain published");
-        match &self.chain {
-            Some(slot) => {
-                self.retired.push(slot.current());
-                slot.publish(chain);
-            }
-            None => self.chain = Some(ChainSlot::new(chain)),
-        }
-    }
-
-    /// Lets go of chains that nobody uses any more, where unmapping their code delays nothing.
-    fn retire(&mut self) {
-        let unused: Vec<_> = self.retired.extract_if(.., |chain| Arc::strong_count(chain) == 1).collect();
-        if !unused.is_empty() {
-            drop(tokio::task::spawn_blocking(move || drop(unused)));
-        }
-    }
-
-    /// Says how everything stands: reports, status files, metrics, log.
-    async fn tell(&mut self) {
-        let name = self.pipeline.name.clone();
-        let reports: Vec<ModuleReport> = self.entries.values().map(|entry| entry.report(&name)).collect();
-        for ((key, entry), report) in self.entries.iter().zip(&reports) {
-            let reason = report.problem.as_ref().map(|problem| problem.reason.clone());
-            let news = (report.state, entry.live_revision(), reason.clone());
-            if self.shown.get(key) == Some(&news) {
-                continue;
-            }
-            let live = report.live.as_ref().map(|live| live.revision.as_str());
-            let found = report.found.as_ref().map(|found| found.revision.as_str());
-            self.with.metrics.reloaded(&name, &key.1, report.state);
-            let (state, module, file) = (report.state.as_str(), &key.1, &report.file);
-            match reason {
-                None => tracing::info!(pipeline = name, module, state, live, found, file, "module"),
-                Some(reason) => {
-                    tracing::warn!(pipeline = name, module, state, live, found, file, reason, "module");
-                }
-            }
-            self.shown.insert(key.clone(), news);
-        }
-        self.shown.retain(|key, _| self.entries.contains_key(key));
-        let states: Vec<_> = reports.iter().map(|report| (report.name.clone(), report.state)).collect();
-        self.with.metrics.show(&name, &self.states, &states);
-        self.states = states;
-        let mut status_files = std::mem::replace(&mut self.status_files, StatusFiles::new(String::new()));
-        self.with.reports.send_replace(reports.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            status_files.write(&reports);
-            status_files
-        });
-        self.status_files = written.await.unwrap_or_else(|_| StatusFiles::new(self.with.host.clone()));
-    }
 }
 
 /// Whether a chain was live: every one has a mapper.
 fn has_run(standings: &Standings) -> bool {
     let was_live = |standing: &Standing| standing.live.is_some() || standing.previous.is_some();
     standings.iter().any(|((stage, _), standing)| *stage == Stage::Map && was_live(standing))
-}
-
-/// Whether a hold counts, given the revision of the file.
-fn is_in_force(hold: &Hold, found: Option<Revision>) -> bool {
-    match hold.kind {
-        HoldKind::Pinned => true,
-        // A file that cannot be read is not another one.
-        HoldKind::RolledBack => found.is_none() || hold.instead_of == found,
-    }
-}
-
-fn reason_of(hold: &Hold) -> String {
-    let what = match (hold.kind, hold.run) {
-        (HoldKind::RolledBack, Some(run)) => format!("rolled back to {run}"),
-        (HoldKind::RolledBack, None) => "rolled back to no rule at all".to_owned(),
-        (HoldKind::Pinned, Some(run)) => format!("pinned to {run}"),
-        (HoldKind::Pinned, None) => "pinned to no rule at all".to_owned(),
-    };
-    let end = match hold.kind {
-        HoldKind::RolledBack => "copy a mended file, or release it",
-        HoldKind::Pinned => "the file counts again once it is released",
-    };
-    let why = if hold.reason.is_empty() { String::new() } else { format!(": {}", hold.reason) };
-    format!("{what} by {} at {}{why}; {end} (sluice module release)", hold.by, hold.since)
-}
-
-fn is_same_chain(bound: &BoundChain, chain: &WasmChain) -> bool {
-    bound.chain.revision() == chain.revision()
 }

@@ -8,6 +8,7 @@ use crate::pipeline::modules::{
     ModuleAction, ModuleEvent, ModuleOrder, ModuleRequest, OrderError, ShadowReport,
 };
 
+use super::entry::Entry;
 use super::{Key, Reloader};
 
 impl Reloader {
@@ -60,7 +61,7 @@ impl Reloader {
             self.with.deployments.standing(&self.pipeline.name).await.map_err(|error| unavailable(&error))?;
         let standing = self.standings.get(&(key.0, key.1.clone())).cloned().unwrap_or_default();
         let entry = self.entries.get(&key);
-        let live = entry.and_then(super::Entry::live_revision);
+        let live = entry.and_then(Entry::live_revision);
         let found = entry.and_then(|entry| entry.found.as_ref()).map(|(revision, ..)| *revision);
         let event = match action {
             ModuleAction::Release if standing.hold.is_none() => {
@@ -104,7 +105,7 @@ impl Reloader {
         if let Some(refusal) = now.and_then(|entry| entry.refusal.as_ref()) {
             return Err(OrderError::Unavailable(format!("it is kept, but module {name} {}", refusal.reason)));
         }
-        let live = now.and_then(super::Entry::live_revision);
+        let live = now.and_then(Entry::live_revision);
         Ok(match live {
             Some(live) => format!("module {name} runs revision {live}"),
             None => format!("module {name} does not run: there is no file of it"),
