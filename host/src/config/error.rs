@@ -48,28 +48,3 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
-
-/// The word of `known` that `word` was probably meant to be.
-pub(super) fn closest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
-    let score = |candidate: &str| strsim::jaro_winkler(word, candidate);
-    known
-        .into_iter()
-        .filter(|candidate| score(candidate) > 0.8)
-        .max_by(|left, right| score(left).total_cmp(&score(right)))
-}
-
-/// Cure for a word that is not among `known`.
-pub(super) fn one_of<'k>(word: &str, known: impl IntoIterator<Item = &'k str> + Clone) -> String {
-    match closest(word, known.clone()) {
-        Some(candidate) => format!("did you mean `{candidate}`?"),
-        None => {
-            let mut known: Vec<_> = known.into_iter().map(|known| format!("`{known}`")).collect();
-            known.sort();
-            match known.as_slice() {
-                [] => "remove it".to_owned(),
-                [only] => format!("it can be {only}"),
-                [others @ .., last] => format!("it can be {} or {last}", others.join(", ")),
-            }
-        }
-    }
-}

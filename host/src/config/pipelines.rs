@@ -6,11 +6,11 @@ use std::path::Path;
 use config::{Value, ValueKind};
 
 use super::environment::{is_variable, only_variable};
-use super::error::one_of;
 use super::reader::Section;
 use super::sections::{bytes_within, positive, within};
 use super::values::{Leaf, Names, Refusal, Scalar, show_bytes, word};
 use super::{BatchConfig, Delivery, ModuleFiles, PipelineConfig, ResourcesConfig, StartOffset};
+use crate::domain::spelling::one_of;
 
 /// ClickHouse cuts an INSERT into blocks of this many rows (`max_insert_block_size`); a batch is one block.
 const MOST_ROWS: u64 = 1_048_449;

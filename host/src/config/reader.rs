@@ -11,9 +11,10 @@ use std::path::Path;
 use config::{Map, Value, ValueKind};
 
 use super::environment::{is_variable, variable_name};
-use super::error::{ConfigFault, one_of};
+use super::error::ConfigFault;
 use super::values::{Leaf, Scalar};
 use crate::domain::secret::Secret;
+use crate::domain::spelling::one_of;
 
 /// A key that some section asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

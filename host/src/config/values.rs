@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use config::ValueKind;
 
-use super::error::one_of;
 use crate::domain::secret::Secret;
+use crate::domain::spelling::one_of;
 
 /// A value that is not a section.
 #[derive(Clone, Copy, Debug)]

@@ -15,4 +15,5 @@ pub mod provenance;
 pub mod retry;
 pub mod row;
 pub mod secret;
+pub mod spelling;
 pub mod verdict;

@@ -8,11 +8,14 @@
 //! Invariants: a walk reads only the bytes that it is given, takes time in proportion to them,
 //! allocates nothing unless it fails, and its stack is bounded by the nesting of types.
 
+mod expected;
+mod json;
 mod plan;
 
 use std::ops::Deref;
 
 pub use super::column_type::{ColumnType, Incompatible, UnknownColumnType};
+pub use expected::Difference;
 use plan::RowPlan;
 
 /// Why bytes are not a row of the declared columns.

@@ -152,7 +152,49 @@ pub struct ChunkVerdicts {
     pub rejections: Vec<(u32, Rejection)>,
 }
 
+/// What was said of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordVerdict<'a> {
+    /// Accepted, with its rows in each output, in declared order; a validator has no outputs. None in any
+    /// is filtered.
+    Accepted(Vec<Vec<&'a [u8]>>),
+    /// Refused.
+    Rejected(&'a Rejection),
+}
+
+impl OutputRows {
+    /// The rows of each record, in order.
+    pub fn by_record(&self) -> impl Iterator<Item = Vec<&[u8]>> {
+        let mut ends = self.row_ends.iter();
+        let mut start = 0;
+        self.rows_per_record.iter().map(move |count| {
+            let row = |end: &u32| {
+                let row = &self.bytes[start..*end as usize];
+                start = *end as usize;
+                row
+            };
+            ends.by_ref().take(*count as usize).map(row).collect()
+        })
+    }
+}
+
 impl ChunkVerdicts {
+    /// One verdict a record, in order, of a chunk of so many records.
+    pub fn by_record(&self, records: usize) -> Vec<RecordVerdict<'_>> {
+        let mut verdicts = vec![RecordVerdict::Accepted(Vec::with_capacity(self.outputs.len())); records];
+        for output in &self.outputs {
+            for (verdict, rows) in verdicts.iter_mut().zip(output.by_record()) {
+                if let RecordVerdict::Accepted(outputs) = verdict {
+                    outputs.push(rows);
+                }
+            }
+        }
+        for (index, rejection) in &self.rejections {
+            verdicts[*index as usize] = RecordVerdict::Rejected(rejection);
+        }
+        verdicts
+    }
+
     /// Bytes that these verdicts hold in memory, for the in-flight budget.
     pub fn footprint(&self) -> usize {
         let rows: usize = self
