@@ -263,7 +263,8 @@ pub struct ShadowSample {
     pub offset: i64,
     /// How they differ: the name of the counter.
     pub difference: &'static str,
-    /// What the live one says: `accepted`, its rows as JSON, or code and reason.
+    /// What the live one says: `accepted`, `filtered`, its rows as JSON (where both have as many, only
+    /// what differs in them), or code and reason.
     pub live: String,
     /// What the shadow says.
     pub shadow: String,

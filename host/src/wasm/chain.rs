@@ -166,6 +166,40 @@ impl ChainRunner for Runner {
     }
 }
 
+/// One module on its own, as golden cases and comparisons run it: by the very calls, limits and bisection
+/// of a chain, without showing in the metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct SingleModule {
+    engine: WasmEngine,
+    link: Arc<Link>,
+}
+
+impl SingleModule {
+    pub(super) fn new(engine: WasmEngine, module: Arc<Module>, metrics: &WasmMetrics) -> Self {
+        Self { engine, link: Arc::new(Link { module, metrics: metrics.hidden() }) }
+    }
+
+    /// What runs.
+    pub fn module(&self) -> &Arc<Module> {
+        &self.link.module
+    }
+
+    /// What the module says of the records of `chunk` at `selected` (increasing); of the others it is not
+    /// asked, and they have neither rows nor a rejection. Blocking.
+    pub fn run(&self, chunk: &Chunk, selected: &[u32]) -> ChunkVerdicts {
+        let link = &*self.link;
+        let mut rejections = Vec::new();
+        let mut rows = RowCollector::new(link.module.outputs().len(), chunk.len());
+        if !selected.is_empty() {
+            judge(&self.engine, link, chunk, selected, |range, answer| {
+                refuse(&mut rejections, link, &selected[range.clone()], answer.refusals);
+                rows.append(&selected[range], answer.outputs);
+            });
+        }
+        ChunkVerdicts { chain: link.module.identity().revision, outputs: rows.outputs, rejections }
+    }
+}
+
 /// Rejects those of the records still alive that are forced to be rejected by this module.
 fn force(
     rejections: &mut Vec<(u32, Rejection)>,

@@ -126,7 +126,10 @@ fn validators(folder: &Path) -> std::io::Result<Vec<ModuleFile>> {
 }
 
 /// A module's name is its file's, without `.wasm`; it goes into headers and labels.
-fn module_name(path: &Path) -> Result<String, ModuleFault> {
+///
+/// # Errors
+/// When the file's name cannot be one.
+pub fn module_name(path: &Path) -> Result<String, ModuleFault> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = name.strip_suffix(SHADOW).or(name.strip_suffix(MODULE)).unwrap_or(name);
     if name.is_empty() || name.len() > NAME_BYTES || name.contains(char::is_control) {

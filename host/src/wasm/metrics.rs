@@ -4,7 +4,7 @@
 //! from [`RejectionKind`].
 
 use prometheus::core::{AtomicF64, AtomicU64, GenericCounter};
-use prometheus::{CounterVec, IntCounterVec, Opts, Registry};
+use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use crate::domain::verdict::RejectionKind;
 
@@ -18,6 +18,8 @@ pub struct WasmMetrics {
     seconds: CounterVec,
     calls: IntCounterVec,
     faults: IntCounterVec,
+    /// Of modules that are run to see what they say, and not for the stream.
+    hidden: ModuleMetrics,
 }
 
 impl WasmMetrics {
@@ -46,11 +48,17 @@ impl WasmMetrics {
                 ),
                 &["pipeline", "module", "kind"],
             )?,
+            hidden: ModuleMetrics::hidden()?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
         registry.register(Box::new(metrics.faults.clone()))?;
         Ok(metrics)
+    }
+
+    /// Counters that nobody sees.
+    pub(super) fn hidden(&self) -> ModuleMetrics {
+        self.hidden.clone()
     }
 
     /// The counters of one module, looked up once.
@@ -73,6 +81,15 @@ pub(super) struct ModuleMetrics {
 }
 
 impl ModuleMetrics {
+    fn hidden() -> Result<Self, prometheus::Error> {
+        let faults = IntCounter::new("faults", "Calls that failed")?;
+        Ok(Self {
+            seconds: Counter::new("seconds", "Time spent")?,
+            calls: IntCounter::new("calls", "Calls")?,
+            faults: FAULTS.map(|kind| (kind, faults.clone())),
+        })
+    }
+
     /// Counts a call that failed.
     pub(super) fn fault(&self, kind: RejectionKind) {
         if let Some((_, counter)) = self.faults.iter().find(|(fault, _)| *fault == kind) {

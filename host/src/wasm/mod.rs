@@ -9,17 +9,22 @@
 //! | `bindings.rs` | generated from the contract |
 //! | `engine.rs`, `limits.rs` | the engine, its clock, and what a guest may take |
 //! | `folder.rs`, `module.rs`, `registry.rs` | from files and settings to a chain |
+//! | `interface.rs` | what a module imports and exports, for people |
 //! | `watcher.rs`, `status_file.rs` | when files change, and what is said beside them |
 //! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
+//! | `cases.rs`, `compare.rs` | what a module should say, and what another revision says |
 
 mod answer;
 mod bindings;
 mod bisect;
+mod cases;
 mod chain;
+mod compare;
 mod engine;
 mod folder;
 mod instance;
+mod interface;
 mod limits;
 mod metrics;
 mod module;
@@ -27,9 +32,12 @@ mod registry;
 mod status_file;
 mod watcher;
 
-pub use chain::WasmChain;
+pub use cases::{CasesFault, GoldenCases, cases_path};
+pub use chain::{SingleModule, WasmChain};
+pub use compare::{Comparison, said};
 pub use engine::{EngineError, TICK, WasmEngine};
-pub use folder::{ChainSettings, ModuleFile, ModuleFolder};
+pub use folder::{ChainSettings, ModuleFile, ModuleFolder, module_name};
+pub use interface::Interface;
 pub use limits::Limits;
 pub use metrics::WasmMetrics;
 pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};

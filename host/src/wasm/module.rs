@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
 use wit_component::ComponentEncoder;
@@ -344,7 +345,7 @@ fn program(engine: &WasmEngine, component: &Component, stage: Stage) -> Result<P
     let component_type = component.component_type();
     let imports: Vec<_> = component_type
         .imports(engine.inner())
-        .filter(|(_, import)| !is_types_only(engine, &import.ty))
+        .filter(|(_, import)| !is_types_only(engine.inner(), &import.ty))
         .map(|(name, _)| format!("`{name}`"))
         .collect();
     if !imports.is_empty() {
@@ -401,11 +402,11 @@ fn is_compatible(version: &str) -> bool {
 }
 
 /// Whether an import is only a name for types, which every component of the contract has.
-fn is_types_only(engine: &WasmEngine, item: &ComponentItem) -> bool {
+pub(super) fn is_types_only(engine: &Engine, item: &ComponentItem) -> bool {
     match item {
         ComponentItem::Type(_) => true,
         ComponentItem::ComponentInstance(instance) => {
-            instance.exports(engine.inner()).all(|(_, export)| is_types_only(engine, &export.ty))
+            instance.exports(engine).all(|(_, export)| is_types_only(engine, &export.ty))
         }
         _ => false,
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::domain::module::{ArchivedModule, module_revision};
 use crate::domain::verdict::{Revision, Stage};
 
-use super::chain::WasmChain;
+use super::chain::{SingleModule, WasmChain};
 use super::engine::WasmEngine;
 use super::folder::{ChainSettings, ModuleFile};
 use super::limits::Limits;
@@ -151,6 +151,11 @@ impl ModuleRegistry {
     /// A chain of `validators`, in order, and `mapper`; its metrics are those of `pipeline`.
     pub fn compose(&self, validators: Vec<Arc<Module>>, mapper: Arc<Module>, pipeline: &str) -> WasmChain {
         WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics)
+    }
+
+    /// `module` on its own, for golden cases and comparisons.
+    pub fn single(&self, module: Arc<Module>) -> SingleModule {
+        SingleModule::new(self.engine.clone(), module, &self.metrics)
     }
 
     fn load_again(&self, module: ArchivedModule, limits: &Limits) -> Result<Arc<Module>, ModuleFault> {
