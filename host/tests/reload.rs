@@ -3,108 +3,18 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use clickhouse::Row;
 use serde::Deserialize;
-use serde_json::Value;
-use support::clickhouse_server::ClickHouse;
-use support::guests::purchase_modules;
-use support::kafka::ApacheKafka;
-use support::sluice::{Configuration, PATIENCE, Sluice};
+use support::deployment::{Deployment, RULES, RULES_STATUS, live, parts};
+use support::sluice::Sluice;
 use support::verdicts::{Repeats, Traffic};
-
-/// A copy of the shipped modules that may be changed, and a host's configuration with it.
-struct Folder {
-    folder: tempfile::TempDir,
-}
-
-impl Folder {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::create_dir(folder.path().join("validators")).expect("a folder");
-        let this = Self { folder };
-        this.copy("validators/purchase-rules.wasm", &this.rules(0));
-        this.copy(
-            "purchase-rows.wasm",
-            &std::fs::read(purchase_modules().join("purchase-rows.wasm")).unwrap(),
-        );
-        this
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// The shipped validator as revision `number`: a custom section makes the difference, which changes
-    /// nothing that it says (<https://webassembly.github.io/spec/core/binary/modules.html#custom-section>).
-    fn rules(&self, number: u8) -> Vec<u8> {
-        let mut bytes = std::fs::read(purchase_modules().join("validators/purchase-rules.wasm")).unwrap();
-        bytes.extend([0, 3, 1, b'r', number]);
-        bytes
-    }
-
-    /// As `cp` does.
-    fn copy(&self, name: &str, bytes: &[u8]) {
-        std::fs::write(self.path(name), bytes).expect("copied");
-    }
-
-    /// As rsync and careful people do.
-    fn replace(&self, name: &str, bytes: &[u8]) {
-        let hidden = self.path(&format!("{name}.new"));
-        std::fs::write(&hidden, bytes).expect("copied");
-        std::fs::rename(hidden, self.path(name)).expect("renamed");
-    }
-
-    fn status(&self, name: &str) -> Option<Value> {
-        let text = std::fs::read_to_string(self.path(name)).ok()?;
-        Some(serde_json::from_str(&text).expect("a status file is whole whenever it is read"))
-    }
-
-    #[track_caller]
-    fn wait_for(&self, name: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let status = self.status(name);
-            if let Some(status) = status.as_ref().filter(|status| condition(status)) {
-                return status.clone();
-            }
-            assert!(Instant::now() < deadline, "waited in vain until {name} says {what}: {status:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn configuration(&self, kafka: &ApacheKafka, clickhouse: &ClickHouse) -> Configuration {
-        let path = |name: &str| self.path(name).display().to_string();
-        Configuration::new(kafka.bootstrap(), &clickhouse.url())
-            .set("PIPELINES__PURCHASES__VALIDATORS", &path("validators"))
-            .set("PIPELINES__PURCHASES__MAPPER", &path("purchase-rows.wasm"))
-            .set("PIPELINES__PURCHASES__BATCH__ROWS", "2000")
-            .set("PIPELINES__PURCHASES__BATCH__LINGER", "200ms")
-            .set("MODULES__POLL", "1s")
-    }
-}
-
-fn parts() -> (ApacheKafka, ClickHouse) {
-    let kafka = ApacheKafka::start();
-    kafka.create_topic("purchases", 4);
-    kafka.create_topic_with("purchases.dead-letters", 1, &[("max.message.bytes", "4194304")]);
-    (kafka, ClickHouse::start())
-}
 
 fn is_done(sluice: &Sluice) -> bool {
     let status = sluice.status();
     let all = status["pipelines"][0]["partitions"].as_array().cloned().unwrap_or_default();
     all.len() == 4 && all.iter().all(|partition| partition["lag"] == 0 && partition["in_flight"] == 0)
-}
-
-const RULES: &str = "validators/purchase-rules.wasm";
-const RULES_STATUS: &str = "validators/purchase-rules.status.json";
-
-fn live(status: &Value) -> String {
-    status["live"]["revision"].as_str().unwrap_or_default().to_owned()
 }
 
 #[derive(Row, Deserialize)]
@@ -118,7 +28,7 @@ struct ChainRow {
 #[test]
 fn swaps_under_load_lose_nothing_and_bad_files_change_nothing() {
     let (kafka, clickhouse) = parts();
-    let folder = Folder::new();
+    let folder = Deployment::new();
     let sluice = Sluice::start(&folder.configuration(&kafka, &clickhouse));
     folder.wait_for(RULES_STATUS, "live", |status| status["state"] == "live");
     // So many that they last for longer than the swaps.
@@ -177,7 +87,7 @@ fn swaps_under_load_lose_nothing_and_bad_files_change_nothing() {
 #[test]
 fn a_file_that_goes_takes_its_rule_along_and_a_folder_that_goes_does_not() {
     let (kafka, clickhouse) = parts();
-    let folder = Folder::new();
+    let folder = Deployment::new();
     let sluice = Sluice::start(&folder.configuration(&kafka, &clickhouse));
     let modules = |sluice: &Sluice| {
         let status = sluice.status();
@@ -217,7 +127,7 @@ fn a_file_that_goes_takes_its_rule_along_and_a_folder_that_goes_does_not() {
 #[test]
 fn a_bad_file_does_not_keep_a_host_from_starting_again() {
     let (kafka, clickhouse) = parts();
-    let folder = Folder::new();
+    let folder = Deployment::new();
     let configuration = folder.configuration(&kafka, &clickhouse);
     let sluice = Sluice::start(&configuration);
     let first = live(&folder.wait_for(RULES_STATUS, "live", |status| status["state"] == "live"));
@@ -241,10 +151,10 @@ fn a_bad_file_does_not_keep_a_host_from_starting_again() {
 #[test]
 fn a_first_start_with_a_bad_file_says_so() {
     let (kafka, clickhouse) = parts();
-    let folder = Folder::new();
+    let folder = Deployment::new();
     folder.copy(RULES, b"not a module");
     let (code, said) = folder.configuration(&kafka, &clickhouse).run_to_the_end();
     assert_eq!(code, Some(1));
     assert!(said.contains("is not WebAssembly"), "{said}");
-    assert!(Path::new(&folder.path(RULES)).exists());
+    assert!(folder.path(RULES).exists());
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::domain::deployment::{Hold, HoldKind, Standing};
 use crate::domain::verdict::{Revision, Stage};
-use crate::wasm::ModuleFault;
+use crate::wasm::{ModuleFault, cases_path};
 
 use super::entry::{self, Entry, Refusal};
-use super::gate::{self, Candidate, Trial};
-use super::scan::{CasesContent, Found, Scan};
+use super::gate::{self, Candidate, DueCases, Trial};
+use super::scan::{CasesFile, Found, Scan};
 use super::{AGAIN, Key, Reloader, SOON};
 
 impl Reloader {
@@ -52,7 +52,8 @@ impl Reloader {
         let mut candidates = BTreeMap::new();
         for Found { file, content, cases } in found {
             let key = (file.stage, file.name.clone(), file.is_shadow);
-            let is_written_to = self.watcher.is_written_to(&file.path);
+            let is_written_to =
+                self.watcher.is_written_to(&file.path) || self.watcher.is_written_to(&cases_path(&file.path));
             let standing = self.standings.get(&(file.stage, file.name.clone())).cloned();
             let standing = if file.is_shadow { Standing::default() } else { standing.unwrap_or_default() };
             let Some(entry) = self.entries.get_mut(&key) else { continue };
@@ -81,7 +82,7 @@ impl Reloader {
                 Ok(content) => {
                     entry.is_missing = false;
                     if entry.found.as_ref().is_none_or(|(known, ..)| *known != content.revision) {
-                        entry.found = Some((content.revision, entry::now(), cases));
+                        entry.found = Some((content.revision, entry::now(), cases.content()));
                     }
                     Some(content)
                 }
@@ -109,7 +110,7 @@ impl Reloader {
         &mut self,
         key: Key,
         trial: Trial,
-        cases: CasesContent,
+        cases: CasesFile,
         standing: &Standing,
         candidates: &mut BTreeMap<Key, Candidate>,
     ) {
@@ -126,41 +127,52 @@ impl Reloader {
             }
             Trial::Refused => None,
         };
+        let content = cases.content();
         if let Some(due) = due {
-            let is_same = entry.found.as_ref().is_some_and(|(_, _, known)| *known == cases);
+            let is_same = entry.found.as_ref().is_some_and(|(_, _, known)| *known == content);
             if entry.live_revision() == Some(due) {
                 entry.refusal = None;
+                let is_told = entry.cases.as_ref().is_some_and(|(of, by, _)| (*of, *by) == (content, due));
+                let is_file = matches!(trial, Trial::File(_));
                 if let Some(live) = entry.live.clone()
-                    && entry.cases.as_ref().is_none_or(|(content, of, _)| (*content, *of) != (cases, due))
+                    && is_file
+                    && !is_told
                 {
-                    let report = gate::run_cases(&self.with.registry, &live.module, &entry.path, cases).await;
-                    entry.cases = report.ok().flatten().map(|report| (cases, due, report));
+                    match gate::run_cases(&self.with.registry, &live.module, cases).await {
+                        Ok(outcome) => entry.cases = outcome.map(|outcome| (content, due, outcome)),
+                        Err(_) => {
+                            // What is known of other cases, or of another revision, says nothing of these.
+                            entry.cases = None;
+                            self.lacks = Some(AGAIN);
+                        }
+                    }
                 }
                 if let Some((_, _, known)) = &mut entry.found {
-                    *known = cases;
+                    *known = content;
                 }
                 return;
             }
             let was_refused = entry.refusal.as_ref().is_some_and(|refusal| !refusal.is_transient);
             let is_known = was_refused && is_same && entry.tried == Some(due);
             if let Some((_, _, known)) = &mut entry.found {
-                *known = cases;
+                *known = content;
             }
             if !is_known {
                 entry.tried = Some(due);
-                let path = entry.path.clone();
-                match gate::try_out(&self.with, &self.settings, (&key.1, trial), &path, cases).await {
-                    Ok((candidate, report)) => {
+                // What was live on some host is so after a restart, too.
+                let cases = DueCases { file: cases, is_binding: standing.live != Some(due) };
+                match gate::try_out(&self.with, &self.settings, (&key.1, trial), cases).await {
+                    Ok((candidate, outcome)) => {
                         entry.refusal = None;
-                        entry.cases = report.map(|report| (cases, due, report));
+                        entry.cases = outcome.map(|outcome| (content, due, outcome));
                         candidates.insert(key, candidate);
                         return;
                     }
-                    Err((refusal, report)) => {
+                    Err((refusal, outcome)) => {
                         if refusal.is_transient {
                             self.lacks = Some(AGAIN);
                         }
-                        entry.cases = report.map(|report| (cases, due, report));
+                        entry.cases = outcome.map(|outcome| (content, due, outcome));
                         entry.refusal = Some(refusal);
                     }
                 }
@@ -172,9 +184,9 @@ impl Reloader {
             && let Some(before) = standing.live
             && Some(before) != due
         {
-            let path = entry.path.clone();
             let trial = Trial::Archived(before, key.0);
-            match gate::try_out(&self.with, &self.settings, (&key.1, trial), &path, None).await {
+            let cases = DueCases { file: CasesFile::none(), is_binding: false };
+            match gate::try_out(&self.with, &self.settings, (&key.1, trial), cases).await {
                 Ok((candidate, _)) => drop(candidates.insert(key, candidate)),
                 Err((refusal, _)) if refusal.is_transient => self.lacks = Some(AGAIN),
                 Err((refusal, _)) => tracing::error!(

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use crate::domain::deployment::HoldKind;
 use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
-use crate::pipeline::modules::{CasesReport, Gate, ModuleReport, ModuleState, Problem, RevisionSince};
+use crate::pipeline::modules::{Gate, ModuleReport, ModuleState, Problem, RevisionSince};
 use crate::wasm::{Module, ModuleFault};
 
+use super::gate::{self, CasesOutcome};
 use super::scan::CasesContent;
 
 /// What judges records, since when (RFC 3339).
@@ -84,7 +85,7 @@ pub(super) struct Entry {
     /// There is no file.
     pub(super) is_missing: bool,
     /// How the golden cases came out, with the content and the module that it is about.
-    pub(super) cases: Option<(CasesContent, Revision, CasesReport)>,
+    pub(super) cases: Option<(CasesContent, Revision, CasesOutcome)>,
 }
 
 impl Entry {
@@ -122,11 +123,8 @@ impl Entry {
 
     fn problem(&self) -> Option<Problem> {
         let failing = || {
-            let (_, _, cases) = self.cases.as_ref().filter(|(_, _, cases)| cases.failures > 0)?;
-            let reason = format!(
-                "it runs, but {} of its golden cases fail since they were changed: mend them, or the module",
-                cases.failures
-            );
+            let (_, _, outcome) = self.cases.as_ref()?;
+            let reason = format!("it runs, but it {}", gate::failing(outcome)?);
             Some(Problem { gate: Some(Gate::Cases), reason })
         };
         let missing = || {
@@ -153,7 +151,7 @@ impl Entry {
             state: self.state(),
             live: self.live.as_ref().map(|live| since(live.revision(), &live.since)),
             found: self.found.as_ref().map(|(revision, known, _)| since(*revision, known)),
-            cases: self.cases.as_ref().map(|(_, _, report)| report.clone()),
+            cases: self.cases.as_ref().and_then(|(_, _, outcome)| outcome.as_ref().ok().cloned()),
             problem: self.problem(),
         }
     }

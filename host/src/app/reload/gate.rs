@@ -1,7 +1,6 @@
 //! Gate: what a revision passes before it may judge records, off the threads that run the stream.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::app::preconditions::{Filled, pending_inserts};
@@ -18,7 +17,7 @@ use crate::wasm::{ChainSettings, Module, ModuleRegistry, WasmChain};
 
 use super::Collaborators;
 use super::entry::Refusal;
-use super::scan::CasesContent;
+use super::scan::CasesFile;
 
 /// What is due for a module.
 pub(super) enum Trial {
@@ -54,14 +53,21 @@ impl Candidate {
     }
 }
 
+/// A file's golden cases, and what they have to say.
+pub(super) struct DueCases {
+    pub(super) file: CasesFile,
+    /// Whether a revision that fails them is refused. One that judged records before is not: that it would
+    /// not pass today is told, and the rule goes on.
+    pub(super) is_binding: bool,
+}
+
 /// Compiles, starts and tries a revision; answers how its golden cases came out too.
 pub(super) async fn try_out(
     with: &Collaborators,
     settings: &Arc<ChainSettings>,
     (name, trial): (&str, Trial),
-    path: &Path,
-    cases: CasesContent,
-) -> Result<(Candidate, Option<CasesReport>), (Refusal, Option<CasesReport>)> {
+    cases: DueCases,
+) -> Result<(Candidate, Option<CasesOutcome>), (Refusal, Option<CasesOutcome>)> {
     let (file, is_file) = match trial {
         Trial::File(file) => (file, true),
         Trial::Archived(revision, stage) => {
@@ -86,31 +92,47 @@ pub(super) async fn try_out(
         .map_err(|error| (Refusal::new(Gate::Compile, format!("the check itself failed: {error}")), None))?;
     let module = module.map_err(|fault| (Refusal::of(&fault), None))?;
     // A revision from the archive passed its own; those beside the file are for the file.
-    let report = if is_file { run_cases(&with.registry, &module, path, cases).await } else { Ok(None) };
-    let report = report.map_err(|refusal| (refusal, None))?;
-    if let Some(report) = report.as_ref().filter(|report| report.failures > 0) {
-        let first = report.failed.first().cloned().unwrap_or_default();
-        let reason = format!(
-            "fails {} of its {} golden cases: {first}; mend the module or its cases",
-            report.failures,
-            report.failures + report.passed
-        );
-        return Err((Refusal::new(Gate::Cases, reason), Some(report.clone())));
+    let DueCases { file: cases, is_binding } = cases;
+    let cases = if is_file { cases } else { CasesFile::none() };
+    let outcome = run_cases(&with.registry, &module, cases).await.map_err(|refusal| (refusal, None))?;
+    if let Some(reason) = outcome.as_ref().and_then(failing).filter(|_| is_binding) {
+        return Err((Refusal::new(Gate::Cases, reason), outcome));
     }
-    Ok((Candidate::Module { module, file: Box::new(file) }, report))
+    Ok((Candidate::Module { module, file: Box::new(file) }, outcome))
 }
 
+/// How golden cases came out, or why they cannot be run.
+pub(super) type CasesOutcome = Result<CasesReport, String>;
+
 /// Runs the golden cases beside a module's file, if there are any.
+///
+/// # Errors
+/// Where this machine could not.
 pub(super) async fn run_cases(
-    _registry: &Arc<ModuleRegistry>,
-    _module: &Arc<Module>,
-    _path: &Path,
-    cases: CasesContent,
-) -> Result<Option<CasesReport>, Refusal> {
-    if cases.is_none() {
-        return Ok(None);
+    registry: &Arc<ModuleRegistry>,
+    module: &Arc<Module>,
+    cases: CasesFile,
+) -> Result<Option<CasesOutcome>, Refusal> {
+    let single = registry.single(module.clone());
+    let run = tokio::task::spawn_blocking(move || match cases.parse() {
+        Ok(cases) => cases.map(|cases| Ok(cases.run(&single))),
+        Err(fault) => Some(Err(fault.to_string())),
+    });
+    run.await.map_err(|error| Refusal::transient(Gate::Cases, format!("the check itself failed: {error}")))
+}
+
+/// Why cases that came out like this refuse a revision, if they do.
+pub(super) fn failing(outcome: &CasesOutcome) -> Option<String> {
+    match outcome {
+        Ok(report) if report.failures == 0 => None,
+        Ok(report) => Some(format!(
+            "fails {} of its {} golden cases: {}; mend the module or its cases",
+            report.failures,
+            report.failures + report.passed,
+            report.failed.first().map_or("", String::as_str)
+        )),
+        Err(reason) => Some(reason.clone()),
     }
-    Ok(None)
 }
 
 /// What the tables of a pipeline must be like, beyond what the mapper fills.

@@ -5,16 +5,42 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use crate::domain::module::ArchivedModule;
-use crate::wasm::{ChainSettings, ModuleFault, ModuleFile};
+use crate::wasm::{CasesFault, ChainSettings, GoldenCases, ModuleFault, ModuleFile, cases_path};
 
-/// SHA-256 of a file of golden cases; `None` where there is none.
+/// SHA-256 of a file of golden cases, or of why it cannot be read; `None` where there is none.
 pub(super) type CasesContent = Option<[u8; 32]>;
+
+/// The golden cases beside a module's file, as they were when the module was read: what is tried is what
+/// was found, whoever writes to the file meanwhile.
+pub(super) struct CasesFile {
+    bytes: Result<Option<Vec<u8>>, CasesFault>,
+}
+
+impl CasesFile {
+    /// Of a module that brings none, such as an archived one.
+    pub(super) fn none() -> Self {
+        Self { bytes: Ok(None) }
+    }
+
+    pub(super) fn content(&self) -> CasesContent {
+        match &self.bytes {
+            Ok(None) => None,
+            Ok(Some(bytes)) => Some(Sha256::digest(bytes).into()),
+            Err(fault) => Some(Sha256::digest(fault.to_string()).into()),
+        }
+    }
+
+    /// The cases; `None` where there is no file.
+    pub(super) fn parse(self) -> Result<Option<GoldenCases>, CasesFault> {
+        self.bytes?.map(|bytes| GoldenCases::parse(&bytes)).transpose()
+    }
+}
 
 /// One file and what it holds.
 pub(super) struct Found {
     pub(super) file: ModuleFile,
     pub(super) content: Result<ArchivedModule, ModuleFault>,
-    pub(super) cases: CasesContent,
+    pub(super) cases: CasesFile,
 }
 
 /// All files at one moment.
@@ -31,14 +57,9 @@ impl Scan {
         let folder = settings.folder();
         let found = folder.files.into_iter().map(|file| {
             let content = settings.read(&file.path, file.stage);
-            let cases = std::fs::read(cases_path(&file.path)).ok().map(|bytes| Sha256::digest(bytes).into());
+            let cases = CasesFile { bytes: GoldenCases::read(&cases_path(&file.path)) };
             Found { file, content, cases }
         });
         Self { found: found.collect(), missing: folder.missing }
     }
-}
-
-/// Golden cases of `name.wasm` are in `name.cases.jsonl` beside it.
-pub(super) fn cases_path(module: &std::path::Path) -> PathBuf {
-    module.with_extension("cases.jsonl")
 }
