@@ -18,6 +18,8 @@ pub struct WasmMetrics {
     seconds: CounterVec,
     calls: IntCounterVec,
     faults: IntCounterVec,
+    unjudged: IntCounterVec,
+    log_lines_dropped: IntCounterVec,
 }
 
 impl WasmMetrics {
@@ -46,10 +48,26 @@ impl WasmMetrics {
                 ),
                 &["pipeline", "module", "kind"],
             )?,
+            unjudged: IntCounterVec::new(
+                Opts::new(
+                    "sluice_module_unjudged_total",
+                    "Records refused without being run, since the module had used up their chunk's time",
+                ),
+                &labels,
+            )?,
+            log_lines_dropped: IntCounterVec::new(
+                Opts::new(
+                    "sluice_module_log_lines_dropped_total",
+                    "Lines of a module that are not in the log, since it wrote too many",
+                ),
+                &labels,
+            )?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
         registry.register(Box::new(metrics.faults.clone()))?;
+        registry.register(Box::new(metrics.unjudged.clone()))?;
+        registry.register(Box::new(metrics.log_lines_dropped.clone()))?;
         Ok(metrics)
     }
 
@@ -60,6 +78,8 @@ impl WasmMetrics {
             calls: self.calls.with_label_values(&[pipeline, module]),
             faults: FAULTS
                 .map(|kind| (kind, self.faults.with_label_values(&[pipeline, module, kind.as_str()]))),
+            unjudged: self.unjudged.with_label_values(&[pipeline, module]),
+            log_lines_dropped: self.log_lines_dropped.with_label_values(&[pipeline, module]),
         }
     }
 }
@@ -69,6 +89,8 @@ impl WasmMetrics {
 pub(super) struct ModuleMetrics {
     pub(super) seconds: GenericCounter<AtomicF64>,
     pub(super) calls: GenericCounter<AtomicU64>,
+    pub(super) unjudged: GenericCounter<AtomicU64>,
+    pub(super) log_lines_dropped: GenericCounter<AtomicU64>,
     faults: [(RejectionKind, GenericCounter<AtomicU64>); FAULTS.len()],
 }
 
