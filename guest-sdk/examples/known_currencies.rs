@@ -27,9 +27,8 @@ mod tests {
     #[test]
     fn others_are_said() {
         let order = |currency: &str| record(format!(r#"{{"currency": "{currency}"}}"#)).offset(7);
-        let (verdicts, lines) = testing::logged(|| {
-            ["EUR", "XAU"].map(|currency| with_record(order(currency), known_currencies))
-        });
+        let (verdicts, lines) =
+            testing::logged(|| ["EUR", "XAU"].map(|currency| with_record(order(currency), known_currencies)));
         assert_eq!(verdicts, [Ok(()), Ok(())]);
         assert_eq!(lines, [(Level::Warn, "offset 7: an order in XAU".to_owned())]);
     }

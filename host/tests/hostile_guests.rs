@@ -12,9 +12,7 @@ use sluice::domain::chunk::{Chunk, ChunkBuilder};
 use sluice::domain::verdict::{ChunkVerdicts, Rejection, RejectionKind, Stage};
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{Limits, WasmEngine};
-use support::guests::{
-    ModuleFolder, chunk, hostile_mapper, hostile_validator, tight, validator_with_init,
-};
+use support::guests::{ModuleFolder, chunk, hostile_mapper, hostile_validator, tight, validator_with_init};
 
 fn hostile(limits: Limits) -> ModuleFolder {
     let modules = ModuleFolder::new(limits);
@@ -185,7 +183,9 @@ fn endless_loops_on_every_record_have_a_bounded_cost() {
 
 #[test]
 fn every_failure_on_every_record_is_bounded_in_calls() {
-    for (letter, kind) in [("T", Trap), ("Z", Trap), ("H", Memory), ("X", BadRow), ("P", BadRow), ("N", BadRow)] {
+    for (letter, kind) in
+        [("T", Trap), ("Z", Trap), ("H", Memory), ("X", BadRow), ("P", BadRow), ("N", BadRow)]
+    {
         let modules = hostile(Limits { memory_bytes: 1 << 20, ..tight() });
         let verdicts = run(&modules, &chunk(vec![letter; 256]));
         assert!(verdicts.rejections.iter().map(|(index, _)| *index).eq(0..256), "{letter}");
@@ -197,17 +197,17 @@ fn every_failure_on_every_record_is_bounded_in_calls() {
 
 #[test]
 fn an_init_that_takes_its_time_is_counted() {
-    // A million rounds, again for every instance: a module that traps would have 2,047 of them made.
-    let slow = "(local $n i32) (loop $more (br_if $more (i32.ne (i32.const 20000000) \
+    // Five million rounds for every instance, of which a module that traps would have 2,047 made.
+    let slow = "(local $n i32) (loop $more (br_if $more (i32.ne (i32.const 5000000) \
                 (local.tee $n (i32.add (local.get $n) (i32.const 1)))))) (i32.const 0)";
-    let modules = ModuleFolder::new(Limits { call_timeout: Duration::from_secs(1), ..tight() });
+    let modules = ModuleFolder::new(Limits { call_timeout: Duration::from_millis(200), ..tight() });
     modules.write("validators/hostile.wasm", &validator_with_init(slow));
     let verdicts = run(&modules, &chunk(vec!["T"; 1024]));
     assert_eq!(verdicts.rejections.len(), 1024);
     assert_eq!(verdicts.rejections[0].1.kind, Trap);
     let calls = metric(&modules, "sluice_module_calls_total");
     let unjudged = metric(&modules, "sluice_module_unjudged_total");
-    assert!(calls == 2047.0 || unjudged > 0.0, "{calls} calls, {unjudged} not judged");
+    assert!(calls < 2047.0 && unjudged > 0.0, "{calls} calls, {unjudged} not judged");
 }
 
 #[test]
@@ -243,10 +243,13 @@ fn thousands_of_functions_are_refused_or_run() {
         .map(|number| format!("(func (param i32) (result i32) (i32.mul (local.get 0) (i32.const {number})))"))
         .collect();
     let modules = hostile(tight());
-    modules.write("validators/hostile.wasm", &hostile_validator(|text| {
-        let end = text.rfind(')').expect("a module ends");
-        format!("{}{functions})", &text[..end])
-    }));
+    modules.write(
+        "validators/hostile.wasm",
+        &hostile_validator(|text| {
+            let end = text.rfind(')').expect("a module ends");
+            format!("{}{functions})", &text[..end])
+        }),
+    );
     match modules.load() {
         Ok(chain) => {
             let verdicts = chain.runner().run(&chunk(["a", "T", "b"]));

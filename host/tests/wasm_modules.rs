@@ -98,7 +98,10 @@ fn imports_that_nobody_offers() {
         text.replacen("(module", &format!("(module {import}"), 1)
     });
     let message = refused(&wasi);
-    assert_starts(&message, "imports `wasi_snapshot_preview1`, but a module may import nothing but sluice:module/log (no clock");
+    assert_starts(
+        &message,
+        "imports `wasi_snapshot_preview1`, but a module may import nothing but sluice:module/log (no clock",
+    );
     assert!(message.contains("build it for wasm32-unknown-unknown"), "{message}");
 
     // A component that asks for a clock, rightly typed.
@@ -111,7 +114,10 @@ fn imports_that_nobody_offers() {
         1,
     );
     let message = refused(&typed(&late, &clock, "late"));
-    assert_starts(&message, "imports `sluice:module/clock@0.1.0`, but a module may import nothing but sluice:module/log (no clock");
+    assert_starts(
+        &message,
+        "imports `sluice:module/clock@0.1.0`, but a module may import nothing but sluice:module/log (no clock",
+    );
 }
 
 #[test]

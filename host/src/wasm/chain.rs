@@ -325,14 +325,18 @@ fn start(engine: &WasmEngine, module: &Module, patience: &mut Patience<'_>) -> (
     let mut timeout = module.limits().call_timeout;
     loop {
         let started = Instant::now();
-        let reason =
-            match Instance::start(engine, module.program(), module.settings(), module.limits(), timeout, None) {
-                Ok((instance, _)) => return (instance, started.elapsed()),
-                Err(StartFault::Host(reason) | StartFault::Unfit(reason) | StartFault::Refused(reason)) => {
-                    reason
-                }
-                Err(StartFault::Failed(refusal)) => refusal.reason,
-            };
+        let reason = match Instance::start(
+            engine,
+            module.program(),
+            module.settings(),
+            module.limits(),
+            timeout,
+            None,
+        ) {
+            Ok((instance, _)) => return (instance, started.elapsed()),
+            Err(StartFault::Host(reason) | StartFault::Unfit(reason) | StartFault::Refused(reason)) => reason,
+            Err(StartFault::Failed(refusal)) => refusal.reason,
+        };
         patience.wait(&reason);
         timeout = timeout.saturating_mul(2).min(LONGEST_START);
     }

@@ -72,10 +72,10 @@ pub fn choosy_validator() -> Vec<u8> {
     typed(&with_prelude(CHOOSY), CONTRACT, "validator")
 }
 
-/// The validator that logs.
-pub fn talking_validator() -> Vec<u8> {
+/// The validator that logs, after `change` to its text.
+pub fn talking_validator(change: impl Fn(&str) -> String) -> Vec<u8> {
     let import = r#"(module (import "sluice:module/log@0.1.0" "log" (func $log (param i32 i32 i32)))"#;
-    typed(&with_prelude(TALKER).replacen("(module", import, 1), CONTRACT, "validator")
+    typed(&with_prelude(&change(TALKER)).replacen("(module", import, 1), CONTRACT, "validator")
 }
 
 /// Limits that tests reach quickly: 16 MiB and a quarter of a second.
