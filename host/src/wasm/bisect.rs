@@ -9,7 +9,7 @@
 //! once a call has failed, that of making instances. A chunk goes through up to three stages:
 //!
 //! 1. *Search*, in halves. Parts get a short deadline (a sixteenth of the timeout), since a part that
-//!    is cut short by mistake is merely halved again: one endless record in 1,024 costs about 2.7
+//!    is cut short by mistake is merely halved again: one endless record in 1,024 costs about 2.6
 //!    timeouts, not 21. A timeout counts at the second time only, which gets the full timeout.
 //! 2. Once [`SEARCH`] timeouts are lost, *alone*: each record that is left is run once, by itself, with
 //!    the short deadline or less: eight times what the slowest answer so far took.
