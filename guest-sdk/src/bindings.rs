@@ -1,4 +1,4 @@
-//! Generated from `wit/module.wit`, alone in its file. The two worlds share one set of types.
+//! Generated from `wit/module.wit`, alone in its file. The two worlds share one set of types and one log.
 
 #![allow(
     unsafe_code,
@@ -28,7 +28,10 @@ pub mod mapper {
         pub_export_macro: true,
         export_macro_name: "export",
         default_bindings_module: "sluice_sdk::bindings::mapper",
-        with: { "sluice:module/types@0.1.0": crate::bindings::validator::sluice::module::types },
+        with: {
+            "sluice:module/types@0.1.0": crate::bindings::validator::sluice::module::types,
+            "sluice:module/log@0.1.0": crate::bindings::validator::sluice::module::log,
+        },
         runtime_path: "::sluice_sdk::bindings::runtime",
     });
 }

@@ -7,10 +7,11 @@
 //! - [`Record`]: payload, key, headers, timestamp, topic, partition, offset, and
 //!   [`json`](Record::json), which reads a payload and says what is wrong with it, field by field;
 //! - [`Value`]: the Rust types of ClickHouse's column types;
+//! - [`log!`]: a line in the host's log;
 //! - [`testing`]: runs a module natively, so that its rules are tested with `cargo test`.
 //!
 //! A module is a pure function of its settings and a record: its sandbox has no clock, no
-//! randomness, no files and no network, and what it is told of one record must not depend on
+//! randomness, no files and no network, only a log that it may write to, and what it is told of one record must not depend on
 //! another. One value of the author's type serves a whole wasm instance; records are borrowed from
 //! the chunk as it was received.
 
@@ -20,6 +21,7 @@ extern crate self as sluice_sdk;
 #[doc(hidden)]
 pub mod bindings;
 pub mod json;
+mod log;
 mod mapper;
 mod record;
 mod rejection;
@@ -31,6 +33,7 @@ mod value;
 
 pub use bindings::mapper::exports::sluice::module::map::Output as OutputDeclaration;
 pub use bindings::validator::sluice::module::types::{Column, Rows};
+pub use log::Level;
 pub use mapper::{Mapper, Output, Outputs, Row};
 pub use record::{Headers, Record};
 pub use rejection::{At, Rejection};
@@ -46,6 +49,7 @@ pub use value::{
 /// What the macros expand to; not for authors.
 #[doc(hidden)]
 pub mod adapter {
+    pub use crate::log::log;
     pub use crate::mapper::{declare, map};
     pub use crate::settings::Slot;
     pub use crate::validator::validate;

@@ -7,6 +7,7 @@ fn the_readme_shows_the_examples_as_they_are() {
     for (name, example) in [
         ("minimum_total", include_str!("../examples/minimum_total.rs")),
         ("allowed_countries", include_str!("../examples/allowed_countries.rs")),
+        ("known_currencies", include_str!("../examples/known_currencies.rs")),
         ("order_rows", include_str!("../examples/order_rows.rs")),
     ] {
         let (documentation, code) = example.split_once("\n\n").expect("an example opens with what it is");

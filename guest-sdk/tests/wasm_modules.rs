@@ -56,7 +56,7 @@ fn component_world(module: &[u8]) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn examples_are_modules_by_the_contract_and_import_nothing() {
+fn examples_are_modules_by_the_contract_and_import_at_most_the_log() {
     let folder = built();
     for (name, interface) in [
         ("minimum_total", "sluice:module/validate@0.1.0"),
@@ -70,4 +70,10 @@ fn examples_are_modules_by_the_contract_and_import_nothing() {
         assert_eq!(imports, ["sluice:module/types@0.1.0"], "{name}");
         assert_eq!(exports, [interface], "{name}");
     }
+    // Imported where it is called, and only there.
+    let module = std::fs::read(folder.join("known_currencies.wasm")).expect("it is built");
+    assert_eq!(core_imports(&module).len(), 1, "{:?}", core_imports(&module));
+    let (imports, exports) = component_world(&module);
+    assert_eq!(imports, ["sluice:module/types@0.1.0", "sluice:module/log@0.1.0"]);
+    assert_eq!(exports, ["sluice:module/validate@0.1.0"]);
 }

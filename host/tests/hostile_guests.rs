@@ -6,13 +6,13 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sluice::domain::chunk::Chunk;
+use sluice::domain::chunk::{Chunk, ChunkBuilder};
 use sluice::domain::verdict::{ChunkVerdicts, Rejection, RejectionKind, Stage};
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{Limits, WasmEngine};
-use support::guests::{ModuleFolder, chunk, hostile_mapper, hostile_validator, tight};
+use support::guests::{ModuleFolder, chunk, hostile_mapper, hostile_validator, tight, validator_with_init};
 
 fn hostile(limits: Limits) -> ModuleFolder {
     let modules = ModuleFolder::new(limits);
@@ -138,14 +138,125 @@ fn endless_loops() {
     }
 }
 
+/// The value of a series of the hostile validator.
+fn metric(modules: &ModuleFolder, name: &str) -> f64 {
+    let text = prometheus::TextEncoder::new().encode_to_string(&modules.metrics.gather()).expect("text");
+    let series = format!("{name}{{module=\"hostile\"");
+    let line = text.lines().find(|line| line.starts_with(&series));
+    let line = line.unwrap_or_else(|| panic!("{series}\n{text}"));
+    line.rsplit_once(' ').expect("a value").1.parse().expect("a number")
+}
+
 #[test]
 fn endless_loops_on_every_record_have_a_bounded_cost() {
+    // 20 ms, which is the shortest deadline, too: each call that fails takes all of it.
     let limits = Limits { call_timeout: Duration::from_millis(20), ..tight() };
-    let started = Instant::now();
-    let verdicts = run(&hostile(limits), &chunk(vec!["L"; 100]));
-    assert_eq!(verdicts.rejections.len(), 100);
-    // About 18 timeouts of 20 ms and 100 short ones of 20 ms, each late by a tick or two.
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    let modules = hostile(limits);
+    let chain = modules.load().unwrap_or_else(|error| panic!("{error}"));
+    let mut runner = chain.runner();
+    let mut run = |payloads: Vec<&str>| {
+        let before = metric(&modules, "sluice_module_calls_total");
+        let verdicts = runner.run(&chunk(payloads));
+        (metric(&modules, "sluice_module_calls_total") - before, verdicts)
+    };
+    let (calls, verdicts) = run(vec!["L"; 1024]);
+    assert!(calls <= 11.0, "{calls} calls");
+    assert_eq!(verdicts.rejections.len(), 1024);
+    for (_, rejection) in &verdicts.rejections {
+        assert_eq!((rejection.kind, rejection.code.as_str()), (Timeout, "timeout"), "{rejection:?}");
+    }
+    let last = &verdicts.rejections[1023].1.reason;
+    assert!(last.starts_with("not judged: the module lost ") && last.ends_with("of this chunk"), "{last}");
+    let unjudged = verdicts.rejections.iter().filter(|(_, rejection)| rejection.reason == *last).count();
+    assert_eq!(metric(&modules, "sluice_module_unjudged_total"), unjudged as f64);
+    assert!(unjudged >= 1000, "{unjudged}");
+
+    // It goes on like this, and gets less each time; its neighbours in the mapper are as ever.
+    let more: Vec<_> = (0..4).map(|_| run(vec!["L"; 1024]).0).collect();
+    assert!(more[0] <= 7.0 && more[3] <= 4.0, "{more:?} calls");
+    // It mends its ways, and is searched as ever.
+    let (calls, verdicts) = run(vec!["a"; 1024]);
+    assert_eq!((calls, verdicts.rejections.len()), (1.0, 0));
+    let (calls, _) = run(vec!["L"; 1024]);
+    assert!(calls > 7.0, "{calls} calls");
+}
+
+#[test]
+fn every_failure_on_every_record_is_bounded_in_calls() {
+    for (letter, kind) in
+        [("T", Trap), ("Z", Trap), ("H", Memory), ("X", BadRow), ("P", BadRow), ("N", BadRow)]
+    {
+        let modules = hostile(Limits { memory_bytes: 1 << 20, ..tight() });
+        let verdicts = run(&modules, &chunk(vec![letter; 256]));
+        assert!(verdicts.rejections.iter().map(|(index, _)| *index).eq(0..256), "{letter}");
+        assert_eq!(verdicts.rejections[0].1.kind, kind, "{letter}");
+        let calls = metric(&modules, "sluice_module_calls_total");
+        assert!(calls <= 511.0, "{letter}: {calls} calls");
+    }
+}
+
+#[test]
+fn an_init_that_takes_its_time_is_counted() {
+    // Five million rounds for every instance, of which a module that traps would have 2,047 made.
+    let slow = "(local $n i32) (loop $more (br_if $more (i32.ne (i32.const 5000000) \
+                (local.tee $n (i32.add (local.get $n) (i32.const 1)))))) (i32.const 0)";
+    let modules = ModuleFolder::new(Limits { call_timeout: Duration::from_millis(200), ..tight() });
+    modules.write("validators/hostile.wasm", &validator_with_init(slow));
+    let verdicts = run(&modules, &chunk(vec!["T"; 1024]));
+    assert_eq!(verdicts.rejections.len(), 1024);
+    assert_eq!(verdicts.rejections[0].1.kind, Trap);
+    let calls = metric(&modules, "sluice_module_calls_total");
+    let unjudged = metric(&modules, "sluice_module_unjudged_total");
+    assert!(calls < 2047.0 && unjudged > 0.0, "{calls} calls, {unjudged} not judged");
+}
+
+#[test]
+fn a_guest_that_works_for_a_while() {
+    // From offset 200 on it traps on everything, as one whose data ran out.
+    let bomb = |text: String| {
+        let count = "(local.set $count (i32.load offset=140 (local.get $arguments)))";
+        assert!(text.contains(count));
+        let fuse = "(if (i64.ge_u (i64.load offset=16 (local.get $arguments)) (i64.const 200)) (then (unreachable)))";
+        text.replace(count, &format!("{count} {fuse}"))
+    };
+    let modules = ModuleFolder::new(tight());
+    modules.write("validators/hostile.wasm", &hostile_validator(bomb));
+    let chain = modules.load().unwrap_or_else(|error| panic!("{error}"));
+    let mut runner = chain.runner();
+    let at = |offset: i64| {
+        let mut builder = ChunkBuilder::new("purchases".into(), 3, offset);
+        for offset in offset..offset + 4 {
+            builder.push(offset, 0, None, Some(b"a"), []);
+        }
+        builder.build()
+    };
+    assert_eq!(runner.run(&at(100)).rejections, []);
+    let verdicts = runner.run(&at(200));
+    assert_eq!(verdicts.rejections.len(), 4);
+    assert_refused(&verdicts.rejections[0].1, Validate, Trap, "trap", UNREACHABLE);
+    assert_eq!(runner.run(&at(100)).rejections, [], "it depends on the record alone");
+}
+
+#[test]
+fn thousands_of_functions_are_refused_or_run() {
+    let functions: String = (0..4000)
+        .map(|number| format!("(func (param i32) (result i32) (i32.mul (local.get 0) (i32.const {number})))"))
+        .collect();
+    let modules = hostile(tight());
+    modules.write(
+        "validators/hostile.wasm",
+        &hostile_validator(|text| {
+            let end = text.rfind(')').expect("a module ends");
+            format!("{}{functions})", &text[..end])
+        }),
+    );
+    match modules.load() {
+        Ok(chain) => {
+            let verdicts = chain.runner().run(&chunk(["a", "T", "b"]));
+            assert_eq!(texts(&verdicts), [vec!["a"], vec![], vec!["b"]]);
+        }
+        Err(error) => assert!(error.to_string().contains("compil"), "{error}"),
+    }
 }
 
 #[test]
@@ -194,6 +305,18 @@ fn rejections_that_are_none() {
     }
     let rejection = refusal(&modules, "P");
     assert_eq!((rejection.kind, rejection.code.as_str()), (BadRow, "bad_answer"));
+}
+
+#[test]
+fn what_a_rejection_says_is_cut_and_cleaned() {
+    let modules = hostile(tight());
+    let rejection = refusal(&modules, "g");
+    assert_eq!((rejection.kind, rejection.code.as_str()), (Rejected, "no_thanks"));
+    assert_eq!(rejection.reason.len(), 1024);
+    assert!(rejection.reason.ends_with("x…"), "{}", &rejection.reason[1000..]);
+    let rejection = refusal(&modules, "U");
+    assert_eq!((rejection.kind, rejection.code.as_str()), (Rejected, "rejected"));
+    assert_eq!((rejection.field.as_deref(), rejection.reason.as_str()), (Some("   "), ""));
 }
 
 #[test]

@@ -10,17 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sluice::wasm::Limits;
 use support::guests::{
-    CONTRACT, ModuleFolder, hostile_mapper, hostile_validator, tight, typed, with_prelude,
+    CONTRACT, ModuleFolder, hostile_mapper, hostile_validator, tight, typed, validator_with_init,
+    with_prelude,
 };
-
-/// The hostile validator with another `init`.
-fn with_init(init: &'static str) -> Vec<u8> {
-    hostile_validator(|text| {
-        let plain = "validate@0.1.0#init\") (param i32 i32) (result i32)\n  (i32.const 0))";
-        assert!(text.contains(plain));
-        text.replace(plain, &format!("validate@0.1.0#init\") (param i32 i32) (result i32)\n  {init})"))
-    })
-}
 
 /// What loading says of a single validator of these bytes.
 fn refused(bytes: &[u8]) -> String {
@@ -106,7 +98,10 @@ fn imports_that_nobody_offers() {
         text.replacen("(module", &format!("(module {import}"), 1)
     });
     let message = refused(&wasi);
-    assert_starts(&message, "imports `wasi_snapshot_preview1`, but modules get no imports");
+    assert_starts(
+        &message,
+        "imports `wasi_snapshot_preview1`, but a module may import nothing but sluice:module/log (no clock",
+    );
     assert!(message.contains("build it for wasm32-unknown-unknown"), "{message}");
 
     // A component that asks for a clock, rightly typed.
@@ -119,7 +114,10 @@ fn imports_that_nobody_offers() {
         1,
     );
     let message = refused(&typed(&late, &clock, "late"));
-    assert_starts(&message, "imports `sluice:module/clock@0.1.0`, but modules get no imports");
+    assert_starts(
+        &message,
+        "imports `sluice:module/clock@0.1.0`, but a module may import nothing but sluice:module/log (no clock",
+    );
 }
 
 #[test]
@@ -187,23 +185,23 @@ fn a_component_is_taken_as_well_as_a_core_module() {
 fn init_that_fails() {
     let settings = "(settings: {})";
     assert_eq!(
-        refused(&with_init("(unreachable)")),
+        refused(&validator_with_init("(unreachable)")),
         format!("fails in init: wasm trap: wasm `unreachable` instruction executed {settings}")
     );
     assert_eq!(
-        refused(&with_init("(call $hoard) (unreachable)")),
+        refused(&validator_with_init("(call $hoard) (unreachable)")),
         format!("fails in init: asked for 16842752 bytes of memory; the limit is 16777216 {settings}")
     );
     let started = Instant::now();
     assert_eq!(
-        refused(&with_init("(call $endless) (unreachable)")),
+        refused(&validator_with_init("(call $endless) (unreachable)")),
         format!("fails in init: no answer within 250 ms {settings}")
     );
     assert!(started.elapsed() < Duration::from_secs(5));
     // The error case of `init`: discriminant 1, then the text.
     let refuses = "(i32.store (i32.const 0) (i32.const 1)) (i32.store (i32.const 4) (i32.const 288)) \
                    (i32.store (i32.const 8) (i32.const 17)) (i32.const 0)";
-    assert_eq!(refused(&with_init(refuses)), "refuses its settings: the guest said so");
+    assert_eq!(refused(&validator_with_init(refuses)), "refuses its settings: the guest said so");
 }
 
 #[test]
@@ -320,6 +318,27 @@ fn files_that_are_not_there() {
         "module nowhere cannot be read: No such file or directory (os error 2)\n\
          module missing.wasm cannot be read: No such file or directory (os error 2)"
     );
+}
+
+#[test]
+fn files_that_cannot_be_read_to_their_end() {
+    // Larger than anything, and all of it a hole: refused by its length, not after it was read.
+    let modules = ModuleFolder::new(tight());
+    let sparse = std::fs::File::create(modules.path("validators/rule.wasm")).expect("a file");
+    sparse.set_len(200 << 20).expect("a hole");
+    let message = modules.load_error();
+    assert_starts(&message, "module validators/rule.wasm is larger than 8388608 bytes; make it smaller");
+    std::fs::remove_file(modules.path("validators/rule.wasm")).expect("removed");
+
+    // Nobody ever writes to it, so that opening it would never end.
+    let pipe = std::process::Command::new("mkfifo").arg(modules.path("validators/rule.wasm")).status();
+    assert!(pipe.expect("mkfifo runs").success());
+    let message = modules.load_error();
+    assert_starts(&message, "module validators/rule.wasm is not a file; copy the .wasm file");
+    std::fs::remove_file(modules.path("validators/rule.wasm")).expect("removed");
+
+    std::os::unix::fs::symlink("/dev/zero", modules.path("validators/rule.wasm")).expect("a link");
+    assert_starts(&modules.load_error(), "module validators/rule.wasm is not a file; copy the .wasm file");
 }
 
 #[test]

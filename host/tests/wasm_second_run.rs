@@ -244,6 +244,33 @@ fn a_second_run_has_ten_times_the_time_and_says_a_timeout_that_was_not_recorded(
 }
 
 #[test]
+fn what_was_not_judged_is_not_judged_again() {
+    let mut folder = folder();
+    folder.settings.limits.call_timeout = std::time::Duration::from_millis(20);
+    let (chain, archived) = folder.load_and_archive();
+    // The module hangs on so many that it is given up, and records that it would accept are refused unrun.
+    let whole = chunk((0..300).map(|index| if index % 10 == 0 { "a" } else { "L" }));
+    let chunks = cut(&whole, &[300]);
+    let verdicts = run(&chain, &chunks, &[]);
+    let unjudged = |(index, rejection): &&(u32, sluice::domain::verdict::Rejection)| {
+        index % 10 == 0 && rejection.reason.starts_with("not judged")
+    };
+    assert!(verdicts[0].rejections.iter().filter(unjudged).count() > 20, "{:?}", verdicts[0].rejections);
+    let forced = forced(&chain, &chunks, &verdicts);
+    assert_eq!(forced.len(), verdicts[0].rejections.len(), "every one is recorded");
+    let first = digest_of(chunks, verdicts);
+
+    let other = ModuleFolder::new(tight());
+    let again = other.load_archived(archived).unwrap_or_else(|error| panic!("{error}"));
+    for sizes in [&[300][..], &[7], &[100, 1]] {
+        let chunks = cut(&whole, sizes);
+        let verdicts = run(&again, &chunks, &forced);
+        assert_eq!(digest_of(chunks, verdicts), first, "chunks of {sizes:?}");
+    }
+    assert_eq!(counted(&other, "10-first", "timeout").1, 0, "nothing that was refused is run");
+}
+
+#[test]
 fn settings_and_names_are_part_of_what_is_archived() {
     let mut folder = folder();
     folder.configure("10-first", serde_json::json!({"b": 0.1, "a": [1e300, {"d": 1, "c": 2}]}));

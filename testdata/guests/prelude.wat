@@ -13,6 +13,7 @@
 (data (i32.const 288) "the guest said so")   ;; 17
 (data (i32.const 312) "a.b")                 ;; 3
 (data (i32.const 320) "\ff\fe\fd")           ;; 3, not UTF-8
+(data (i32.const 324) "\01\02\03")           ;; 3, control characters
 
 (func $allocate (param $align i32) (param $size i32) (result i32)
   (local $at i32) (local $missing i32)

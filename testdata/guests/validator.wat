@@ -2,6 +2,7 @@
 ;;   r rejects    m rejects as malformed
 ;;   X rejects a record that does not exist    D rejects twice    N gives a reason that is not UTF-8
 ;;   A answers 64 rejections whose reasons are the same megabyte    P answers a list outside its memory
+;;   g rejects with a reason of a megabyte    U rejects with a code that is empty and a field that is all control characters
 ;;   c rejects, but only if this instance was called before
 ;; and the letters of $misbehave in prelude.wat.
 
@@ -65,6 +66,21 @@
             (local.set $next (i32.add (local.get $next) (i32.const 32)))
             (local.set $again (i32.sub (local.get $again) (i32.const 1)))
             (br_if $more (local.get $again)))))
+      (if (i32.eq (local.get $letter) (i32.const 103)) ;; g
+        (then
+          (local.set $lie (call $allocate (i32.const 1) (i32.const 1048576)))
+          (memory.fill (local.get $lie) (i32.const 120) (i32.const 1048576))
+          (call $reject (local.get $next) (local.get $index)
+            (i32.const 256) (i32.const 9) (local.get $lie) (i32.const 1048576))
+          (local.set $next (i32.add (local.get $next) (i32.const 32)))))
+      (if (i32.eq (local.get $letter) (i32.const 85)) ;; U
+        (then
+          (call $reject (local.get $next) (local.get $index)
+            (i32.const 256) (i32.const 0) (i32.const 320) (i32.const 0))
+          (i32.store offset=12 (local.get $next) (i32.const 1))
+          (i32.store offset=16 (local.get $next) (i32.const 324))
+          (i32.store offset=20 (local.get $next) (i32.const 3))
+          (local.set $next (i32.add (local.get $next) (i32.const 32)))))
       (if (i32.eq (local.get $letter) (i32.const 80)) ;; P
         (then (local.set $next (i32.add (local.get $first) (i32.const 0x20000000)))))
       (if (i32.and (i32.eq (local.get $letter) (i32.const 99)) ;; c

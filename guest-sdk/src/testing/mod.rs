@@ -164,6 +164,12 @@ pub fn map<M: Mapper>(settings: &str, records: impl IntoIterator<Item = TestReco
     Mapped { verdicts, outputs: outputs.into_iter().map(|output| output.name).zip(rows).collect() }
 }
 
+/// Runs `body` and answers the lines that it wrote with [`log!`](crate::log!), too.
+#[cfg(not(target_family = "wasm"))]
+pub fn logged<T>(body: impl FnOnce() -> T) -> (T, Vec<(crate::Level, String)>) {
+    crate::log::collected::logged(body)
+}
+
 /// Calls `body` with `record`, for what these functions do not cover.
 pub fn with_record<T>(record: TestRecord, body: impl FnOnce(&Record<'_>) -> T) -> T {
     let chunk = Chunk::new([record]);

@@ -15,6 +15,9 @@
 //! That is 5 % of a full chunk. Small chunks pay more and can: they are what there is when little
 //! comes in, and a chain that falls behind gets full ones.
 //!
+//! What a chain does remember of a module, across chunks, is whether it exhausts the time that a chunk may lose
+//! (`bisect.rs`); that decides how soon its records are refused as timeouts, which an intent records.
+//!
 //! Invariants:
 //! - A runner has at most one instance at a time, so the pool never runs dry by workers alone.
 //! - Every record of a chunk gets exactly one verdict, and a refused record has no rows.
@@ -22,6 +25,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -32,9 +36,10 @@ use crate::domain::verdict::{ChunkVerdicts, OutputRows, Rejection, Revision};
 use crate::pipeline::ports::{Chain, ChainRunner, Forced, ModuleIdentity};
 
 use super::answer::{Answer, Refusal};
-use super::bisect::bisect;
+use super::bisect::{Attempt, Lenience, bisect};
 use super::engine::WasmEngine;
 use super::instance::{CallFault, Instance, StartFault};
+use super::log::ModuleLog;
 use super::metrics::{ModuleMetrics, WasmMetrics};
 use super::module::Module;
 
@@ -63,6 +68,17 @@ struct Inner {
 struct Link {
     module: Arc<Module>,
     metrics: ModuleMetrics,
+    log: Arc<ModuleLog>,
+    /// Chunks, one after the other, that exhausted what they may lose. Approximate: runners share it.
+    exhausted: AtomicU32,
+}
+
+/// Whether records meet the chain for the first time, or again, in recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    First,
+    /// Verdicts must be those of the first run, at whatever cost.
+    Again,
 }
 
 impl std::fmt::Debug for WasmChain {
@@ -84,8 +100,11 @@ impl WasmChain {
         pipeline: &str,
         metrics: &WasmMetrics,
     ) -> Self {
-        let link =
-            |module: Arc<Module>| Link { metrics: metrics.module(pipeline, &module.identity().name), module };
+        let link = |module: Arc<Module>| {
+            let metrics = metrics.module(pipeline, &module.identity().name);
+            let log = ModuleLog::new(pipeline, module.identity(), metrics.log_lines_dropped.clone());
+            Link { module, metrics, log, exhausted: AtomicU32::new(0) }
+        };
         let validators: Vec<_> = validators.into_iter().map(link).collect();
         let mapper = link(mapper);
         let identities: Vec<_> =
@@ -136,7 +155,17 @@ struct Runner {
 }
 
 impl ChainRunner for Runner {
+    fn run(&mut self, chunk: &Chunk) -> ChunkVerdicts {
+        self.judge(chunk, &[], Run::First)
+    }
+
     fn run_again(&mut self, chunk: &Chunk, forced: &[Forced]) -> ChunkVerdicts {
+        self.judge(chunk, forced, Run::Again)
+    }
+}
+
+impl Runner {
+    fn judge(&self, chunk: &Chunk, forced: &[Forced], run: Run) -> ChunkVerdicts {
         let chain = &*self.chain;
         let mut rejections: Vec<(u32, Rejection)> = Vec::new();
         let mut alive: Vec<u32> = (0..chunk.len() as u32).collect();
@@ -146,7 +175,7 @@ impl ChainRunner for Runner {
                 break;
             }
             let known = rejections.len();
-            judge(&chain.engine, validator, chunk, &alive, |range, answer| {
+            judge(&chain.engine, validator, chunk, &alive, run, |range, answer| {
                 refuse(&mut rejections, validator, &alive[range], answer.refusals);
             });
             let mut refused = rejections[known..].iter().map(|(index, _)| *index).peekable();
@@ -156,7 +185,7 @@ impl ChainRunner for Runner {
         force(&mut rejections, &mut alive, &chain.mapper, chain.validators.len(), forced);
         let mut rows = RowCollector::new(chain.mapper.module.outputs().len(), chunk.len());
         if !alive.is_empty() {
-            judge(&chain.engine, &chain.mapper, chunk, &alive, |range, answer| {
+            judge(&chain.engine, &chain.mapper, chunk, &alive, run, |range, answer| {
                 refuse(&mut rejections, &chain.mapper, &alive[range.clone()], answer.refusals);
                 rows.append(&alive[range], answer.outputs);
             });
@@ -253,6 +282,7 @@ fn judge(
     link: &Link,
     chunk: &Chunk,
     selected: &[u32],
+    run: Run,
     collect: impl FnMut(Range<usize>, Answer),
 ) {
     let module = &*link.module;
@@ -266,23 +296,41 @@ fn judge(
         let (chunk, selected) = part.as_ref().map_or((chunk, selected), |(excerpt, all)| (excerpt, all));
         let started = Instant::now();
         let mut patience = Patience::new(module);
-        let (result, elapsed) = loop {
-            let instance = start(engine, module, &mut patience);
+        let attempt = loop {
+            let (instance, start) = start(engine, module, &mut patience);
             let called = Instant::now();
-            match instance.call(module, chunk, selected, deadline) {
-                Ok(answer) => break (Ok(answer), called.elapsed()),
-                Err(CallFault::Guest(fault)) => break (Err(fault), called.elapsed()),
-                Err(CallFault::Host(reason)) => patience.wait(&reason),
-            }
+            let log = (run == Run::First).then(|| link.log.clone());
+            let result = match instance.call(module, chunk, selected, deadline, log) {
+                Ok(answer) => Ok(answer),
+                Err(CallFault::Guest(fault)) => Err(fault),
+                Err(CallFault::Host(reason)) => {
+                    patience.wait(&reason);
+                    continue;
+                }
+            };
+            break Attempt { result, start, call: called.elapsed() };
         };
         link.metrics.calls.inc();
         link.metrics.seconds.inc_by(started.elapsed().as_secs_f64());
-        if let Err(fault) = &result {
+        if let Err(fault) = &attempt.result {
             link.metrics.fault(fault.refusal.kind);
         }
-        (result, elapsed)
+        attempt
     };
-    bisect(selected.len(), module.limits().call_timeout, attempt, collect);
+    let lenience = match run {
+        Run::First => Lenience::After { exhausted: link.exhausted.load(Ordering::Relaxed) },
+        Run::Again => Lenience::Unbounded,
+    };
+    let searched = bisect(selected.len(), module.limits().call_timeout, lenience, attempt, collect);
+    if run == Run::Again {
+        return;
+    }
+    if searched.exhausted {
+        link.exhausted.fetch_add(1, Ordering::Relaxed);
+        link.metrics.unjudged.inc_by(searched.unjudged as u64);
+    } else {
+        link.exhausted.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Waits for what is the machine's trouble, longer each time and without an end.
@@ -305,18 +353,24 @@ impl<'a> Patience<'a> {
 }
 
 /// A new instance. The module passed its trial and computes nothing but its settings, so a failure
-/// here is the machine's too (no slot, no memory, starved of time).
-fn start(engine: &WasmEngine, module: &Module, patience: &mut Patience<'_>) -> Instance {
+/// here is the machine's too (no slot, no memory, starved of time). Also how long the making took, without
+/// the failures before it.
+fn start(engine: &WasmEngine, module: &Module, patience: &mut Patience<'_>) -> (Instance, Duration) {
     let mut timeout = module.limits().call_timeout;
     loop {
-        let reason =
-            match Instance::start(engine, module.program(), module.settings(), module.limits(), timeout) {
-                Ok((instance, _)) => return instance,
-                Err(StartFault::Host(reason) | StartFault::Unfit(reason) | StartFault::Refused(reason)) => {
-                    reason
-                }
-                Err(StartFault::Failed(refusal)) => refusal.reason,
-            };
+        let started = Instant::now();
+        let reason = match Instance::start(
+            engine,
+            module.program(),
+            module.settings(),
+            module.limits(),
+            timeout,
+            None,
+        ) {
+            Ok((instance, _)) => return (instance, started.elapsed()),
+            Err(StartFault::Host(reason) | StartFault::Unfit(reason) | StartFault::Refused(reason)) => reason,
+            Err(StartFault::Failed(refusal)) => refusal.reason,
+        };
         patience.wait(&reason);
         timeout = timeout.saturating_mul(2).min(LONGEST_START);
     }

@@ -5,14 +5,15 @@
 //! function entry, which is what stops an endless loop; it costs about a fifth of the guest's speed.
 //!
 //! Invariant: what a guest computes depends on nothing but its input. NaNs and relaxed SIMD are
-//! canonical, threads are off, and the engine links no imports.
+//! canonical, threads are off, and the one import that is linked gives nothing back (`log.rs`).
 
 use std::time::Duration;
 
 use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 
-use super::limits::{InstanceLimiter, Limits, MEMORIES, POOL_MEMORY_BYTES, POOL_TABLE_ELEMENTS, TABLES};
+use super::instance::InstanceState;
+use super::limits::{Limits, MEMORIES, POOL_MEMORY_BYTES, POOL_TABLE_ELEMENTS, TABLES};
 
 /// How often the epoch advances: the resolution of call timeouts.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -91,9 +92,9 @@ impl WasmEngine {
     }
 
     /// A store for one instance, held to `limits`, whose code is stopped after `timeout`.
-    pub(super) fn store(&self, limits: &Limits, timeout: Duration) -> Store<InstanceLimiter> {
-        let mut store = Store::new(&self.engine, InstanceLimiter::new(limits));
-        store.limiter(|limiter| limiter);
+    pub(super) fn store(&self, limits: &Limits, timeout: Duration) -> Store<InstanceState> {
+        let mut store = Store::new(&self.engine, InstanceState::new(limits));
+        store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.answer_bytes());
         store.epoch_deadline_trap();
         store.set_epoch_deadline(ticks(timeout));

@@ -140,10 +140,15 @@ pub fn module_name(path: &Path) -> Result<String, ModuleFault> {
 
 /// Reads a file that must not grow past `limit`, and notices one that is still being written.
 fn read_whole(path: &Path, limit: usize) -> Result<Bytes, ModuleFault> {
-    let mut file = std::fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
+    // Before it is opened: opening a pipe waits for somebody to write to it.
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
         return Err(ModuleFault::NotAFile);
     }
+    if found.len() > limit as u64 {
+        return Err(ModuleFault::TooLarge { limit });
+    }
+    let mut file = std::fs::File::open(path)?;
     let mut bytes = Vec::new();
     (&mut file).take(limit as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > limit {

@@ -3,6 +3,7 @@
 //! An instance is made, initialised, called once and dropped. `chain.rs` says why. Whatever ends a
 //! call early is turned into a [`Refusal`] here: which of trap, timeout, memory or bad answer it was.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
@@ -14,6 +15,7 @@ use super::answer::{Answer, Fault, OUT_OF_MEMORY, Refusal, TIMEOUT, check_mapped
 use super::bindings::{mapper, types, validator};
 use super::engine::{WasmEngine, ticks};
 use super::limits::{InstanceLimiter, Limits, Refused};
+use super::log::ModuleLog;
 use super::module::{Module, Program};
 
 /// Why an instance did not come up.
@@ -38,23 +40,42 @@ pub(super) enum CallFault {
     Guest(Fault),
 }
 
+/// What the store of one instance holds.
+pub(super) struct InstanceState {
+    pub(super) limiter: InstanceLimiter,
+    log: Option<Arc<ModuleLog>>,
+}
+
+impl InstanceState {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self { limiter: InstanceLimiter::new(limits), log: None }
+    }
+
+    /// Where the guest's lines go; `None`: nowhere.
+    pub(super) fn log(&self) -> Option<&Arc<ModuleLog>> {
+        self.log.as_ref()
+    }
+}
+
 /// A guest that is ready for its call.
 pub(super) enum Instance {
-    Validator(Store<InstanceLimiter>, validator::Validator),
-    Mapper(Store<InstanceLimiter>, mapper::Mapper),
+    Validator(Store<InstanceState>, validator::Validator),
+    Mapper(Store<InstanceState>, mapper::Mapper),
 }
 
 impl Instance {
     /// Makes a new instance and calls its `init`, all within `timeout`. For a mapper answers the
-    /// outputs that it declares too.
+    /// outputs that it declares too. What `init` says goes to `log`.
     pub(super) fn start(
         engine: &WasmEngine,
         program: &Program,
         settings: &str,
         limits: &Limits,
         timeout: Duration,
+        log: Option<Arc<ModuleLog>>,
     ) -> Result<(Self, Vec<types::Output>), StartFault> {
         let mut store = engine.store(limits, timeout);
+        store.data_mut().log = log;
         match program {
             Program::Validator(pre) => {
                 let guest = pre
@@ -81,19 +102,21 @@ impl Instance {
         }
     }
 
-    /// Hands the records of `chunk` at `selected` to the guest and checks what it says.
+    /// Hands the records of `chunk` at `selected` to the guest and checks what it says. Lines for the
+    /// log go to `log`.
     pub(super) fn call(
         self,
         module: &Module,
         chunk: &Chunk,
         selected: &[u32],
         timeout: Duration,
+        log: Option<Arc<ModuleLog>>,
     ) -> Result<Answer, CallFault> {
         let limits = module.limits();
         let records = records(chunk);
         match self {
             Self::Validator(mut store, guest) => {
-                begin(&mut store, timeout);
+                begin(&mut store, timeout, log);
                 let rejections = guest
                     .sluice_module_validate()
                     .call_validate(&mut store, records, selected)
@@ -101,7 +124,7 @@ impl Instance {
                 check_rejections(selected, rejections).map_err(CallFault::Guest)
             }
             Self::Mapper(mut store, guest) => {
-                begin(&mut store, timeout);
+                begin(&mut store, timeout, log);
                 let mapped = guest
                     .sluice_module_map()
                     .call_map(&mut store, records, selected)
@@ -112,8 +135,9 @@ impl Instance {
     }
 }
 
-fn begin(store: &mut Store<InstanceLimiter>, timeout: Duration) {
-    store.data_mut().begin_call();
+fn begin(store: &mut Store<InstanceState>, timeout: Duration, log: Option<Arc<ModuleLog>>) {
+    store.data_mut().limiter.begin_call();
+    store.data_mut().log = log;
     store.set_epoch_deadline(ticks(timeout));
 }
 
@@ -141,14 +165,14 @@ fn records(chunk: &Chunk) -> types::Records<'_> {
 }
 
 fn start_fault(
-    store: &Store<InstanceLimiter>,
+    store: &Store<InstanceState>,
     error: &wasmtime::Error,
     limits: &Limits,
     timeout: Duration,
 ) -> StartFault {
-    if let Some(failure) = store.data().host_failure() {
+    if let Some(failure) = store.data().limiter.host_failure() {
         StartFault::Host(failure.to_owned())
-    } else if error.is::<Trap>() || store.data().refused().is_some() {
+    } else if error.is::<Trap>() || store.data().limiter.refused().is_some() {
         StartFault::Failed(refusal(store, error, limits, timeout))
     } else if error.is::<PoolConcurrencyLimitError>() || error.is::<std::io::Error>() {
         StartFault::Host(format!("{error:#}"))
@@ -158,12 +182,12 @@ fn start_fault(
 }
 
 fn failed_call(
-    store: &Store<InstanceLimiter>,
+    store: &Store<InstanceState>,
     error: &wasmtime::Error,
     limits: &Limits,
     timeout: Duration,
 ) -> CallFault {
-    match store.data().host_failure() {
+    match store.data().limiter.host_failure() {
         Some(failure) => CallFault::Host(failure.to_owned()),
         None => CallFault::Guest(refusal(store, error, limits, timeout).into()),
     }
@@ -171,7 +195,7 @@ fn failed_call(
 
 /// Which kind of failure ended a call.
 fn refusal(
-    store: &Store<InstanceLimiter>,
+    store: &Store<InstanceState>,
     error: &wasmtime::Error,
     limits: &Limits,
     timeout: Duration,
@@ -185,7 +209,7 @@ fn refusal(
         );
     }
     // A guest that is refused memory usually aborts, and an abort is a trap like any other.
-    match store.data().refused() {
+    match store.data().limiter.refused() {
         Some(Refused::Memory(bytes)) => {
             return Refusal::new(
                 RejectionKind::Memory,

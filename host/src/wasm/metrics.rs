@@ -20,6 +20,8 @@ pub struct WasmMetrics {
     faults: IntCounterVec,
     /// Of modules that are run to see what they say, and not for the stream.
     hidden: ModuleMetrics,
+    unjudged: IntCounterVec,
+    log_lines_dropped: IntCounterVec,
 }
 
 impl WasmMetrics {
@@ -49,10 +51,26 @@ impl WasmMetrics {
                 &["pipeline", "module", "kind"],
             )?,
             hidden: ModuleMetrics::hidden()?,
+            unjudged: IntCounterVec::new(
+                Opts::new(
+                    "sluice_module_unjudged_total",
+                    "Records refused without being run, since the module had used up their chunk's time",
+                ),
+                &labels,
+            )?,
+            log_lines_dropped: IntCounterVec::new(
+                Opts::new(
+                    "sluice_module_log_lines_dropped_total",
+                    "Lines of a module that are not in the log, since it wrote too many",
+                ),
+                &labels,
+            )?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
         registry.register(Box::new(metrics.faults.clone()))?;
+        registry.register(Box::new(metrics.unjudged.clone()))?;
+        registry.register(Box::new(metrics.log_lines_dropped.clone()))?;
         Ok(metrics)
     }
 
@@ -68,6 +86,8 @@ impl WasmMetrics {
             calls: self.calls.with_label_values(&[pipeline, module]),
             faults: FAULTS
                 .map(|kind| (kind, self.faults.with_label_values(&[pipeline, module, kind.as_str()]))),
+            unjudged: self.unjudged.with_label_values(&[pipeline, module]),
+            log_lines_dropped: self.log_lines_dropped.with_label_values(&[pipeline, module]),
         }
     }
 }
@@ -77,6 +97,8 @@ impl WasmMetrics {
 pub(super) struct ModuleMetrics {
     pub(super) seconds: GenericCounter<AtomicF64>,
     pub(super) calls: GenericCounter<AtomicU64>,
+    pub(super) unjudged: GenericCounter<AtomicU64>,
+    pub(super) log_lines_dropped: GenericCounter<AtomicU64>,
     faults: [(RejectionKind, GenericCounter<AtomicU64>); FAULTS.len()],
 }
 
@@ -86,6 +108,8 @@ impl ModuleMetrics {
         Ok(Self {
             seconds: Counter::new("seconds", "Time spent")?,
             calls: IntCounter::new("calls", "Calls")?,
+            unjudged: IntCounter::new("unjudged", "Records refused without being run")?,
+            log_lines_dropped: IntCounter::new("log_lines_dropped", "Lines that are not in the log")?,
             faults: FAULTS.map(|kind| (kind, faults.clone())),
         })
     }

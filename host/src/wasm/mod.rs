@@ -1,8 +1,8 @@
 //! The wasm host: from module files to verdicts on chunks.
 //!
 //! [`ModuleRegistry`] loads, checks and compiles modules and puts them together to a [`WasmChain`];
-//! workers run its runners. A guest gets columns, settings, memory and time, and nothing else; what
-//! it answers is checked before it is used.
+//! workers run its runners. A guest gets columns, settings, memory and time, and at most a log to write
+//! to; what it answers is checked before it is used.
 //!
 //! | file | |
 //! | --- | --- |
@@ -12,6 +12,7 @@
 //! | `interface.rs` | what a module imports and exports, for people |
 //! | `watcher.rs`, `status_file.rs` | when files change, and what is said beside them |
 //! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
+//! | `log.rs` | what modules say to those who run them |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
 //! | `cases.rs`, `compare.rs` | what a module should say, and what another revision says |
 
@@ -26,6 +27,7 @@ mod folder;
 mod instance;
 mod interface;
 mod limits;
+mod log;
 mod metrics;
 mod module;
 mod registry;

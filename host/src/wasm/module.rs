@@ -22,8 +22,9 @@ use crate::pipeline::ports::ModuleIdentity;
 use super::answer::clean;
 use super::bindings::{mapper::MapperPre, types, validator::ValidatorPre};
 use super::engine::WasmEngine;
-use super::instance::{Instance, StartFault};
-use super::limits::{InstanceLimiter, Limits};
+use super::instance::{Instance, InstanceState, StartFault};
+use super::limits::Limits;
+use super::log::{self, LOG_INTERFACE, ModuleLog};
 
 /// Version of the module contract that this host speaks (`guest-sdk/wit/module.wit`).
 pub const CONTRACT_VERSION: &str = "0.1.0";
@@ -74,8 +75,8 @@ pub enum ModuleFault {
     Wrap(String),
     /// It imports something.
     #[error(
-        "imports {names}, but modules get no imports (no clock, files, network or random numbers); \
-         in Rust, build it for wasm32-unknown-unknown and leave out what asks for them"
+        "imports {names}, but a module may import nothing but {LOG_INTERFACE} (no clock, files, network or \
+         random numbers); in Rust, build it for wasm32-unknown-unknown and leave out what asks for them"
     )]
     Imports {
         /// What it imports.
@@ -153,8 +154,8 @@ pub enum ModuleFault {
 /// A compiled module with its imports resolved (there are none), by world.
 #[derive(Clone)]
 pub(super) enum Program {
-    Validator(ValidatorPre<InstanceLimiter>),
-    Mapper(MapperPre<InstanceLimiter>),
+    Validator(ValidatorPre<InstanceState>),
+    Mapper(MapperPre<InstanceState>),
 }
 
 /// A module that passed its trial. Its file's bytes are not among what it keeps: they may be 64 MiB,
@@ -203,7 +204,9 @@ impl Module {
             Encoding::Core => compile(engine, &wrap(engine, bytes)?)?,
         };
         let program = program(engine, &component, stage)?;
-        let (_, declared) = Instance::start(engine, &program, &settings, limits, limits.call_timeout)
+        let identity = ModuleIdentity { name: Arc::from(name), stage, revision };
+        let log = Some(ModuleLog::trial(&identity));
+        let (_, declared) = Instance::start(engine, &program, &settings, limits, limits.call_timeout, log)
             .map_err(|fault| match fault {
                 StartFault::Host(reason) => ModuleFault::Host(reason),
                 StartFault::Unfit(reason) => ModuleFault::Unfit(reason),
@@ -216,7 +219,6 @@ impl Module {
             Stage::Map => outputs(declared).map_err(ModuleFault::Outputs)?,
             Stage::Validate | Stage::Insert | Stage::Recover => Vec::new(),
         };
-        let identity = ModuleIdentity { name: Arc::from(name), stage, revision };
         Ok(Self { identity, settings, limits: limits.clone(), program, outputs })
     }
 
@@ -346,6 +348,7 @@ fn program(engine: &WasmEngine, component: &Component, stage: Stage) -> Result<P
     let imports: Vec<_> = component_type
         .imports(engine.inner())
         .filter(|(_, import)| !is_types_only(engine.inner(), &import.ty))
+        .filter(|(name, _)| !is_log(name))
         .map(|(name, _)| format!("`{name}`"))
         .collect();
     if !imports.is_empty() {
@@ -386,7 +389,8 @@ fn program(engine: &WasmEngine, component: &Component, stage: Stage) -> Result<P
         return Err(ModuleFault::WrongVersion { found });
     }
     let unfit = |error: wasmtime::Error| ModuleFault::Unfit(format!("{error:#}"));
-    let linker = Linker::<InstanceLimiter>::new(engine.inner());
+    let mut linker = Linker::<InstanceState>::new(engine.inner());
+    log::link(&mut linker, CONTRACT_VERSION).map_err(unfit)?;
     let pre = linker.instantiate_pre(component).map_err(unfit)?;
     if stage == Stage::Map {
         MapperPre::new(pre).map(Program::Mapper).map_err(unfit)
@@ -399,6 +403,13 @@ fn program(engine: &WasmEngine, component: &Component, stage: Stage) -> Result<P
 fn is_compatible(version: &str) -> bool {
     let series = |version: &str| version.rsplit_once('.').map(|(series, _)| series.to_owned());
     series(version) == series(CONTRACT_VERSION)
+}
+
+/// Whether an import is the one that the host offers.
+fn is_log(import: &str) -> bool {
+    import
+        .split_once('@')
+        .is_some_and(|(interface, version)| interface == LOG_INTERFACE && is_compatible(version))
 }
 
 /// Whether an import is only a name for types, which every component of the contract has.

@@ -22,6 +22,7 @@ const PRELUDE: &str = include_str!("../../../testdata/guests/prelude.wat");
 const VALIDATOR: &str = include_str!("../../../testdata/guests/validator.wat");
 const MAPPER: &str = include_str!("../../../testdata/guests/mapper.wat");
 const CHOOSY: &str = include_str!("../../../testdata/guests/choosy.wat");
+const TALKER: &str = include_str!("../../../testdata/guests/talker.wat");
 
 /// `wat`, a core module, with the component type of `world` in `contract`.
 pub fn typed(wat: &str, contract: &str, world: &str) -> Vec<u8> {
@@ -43,6 +44,24 @@ pub fn hostile_validator(change: impl Fn(String) -> String) -> Vec<u8> {
     typed(&change(with_prelude(VALIDATOR)), CONTRACT, "validator")
 }
 
+/// The hostile validator with another body of `init`, which answers an address (0: all is well).
+pub fn validator_with_init(init: &str) -> Vec<u8> {
+    hostile_validator(|text| {
+        let plain = "validate@0.1.0#init\") (param i32 i32) (result i32)\n  (i32.const 0))";
+        assert!(text.contains(plain));
+        text.replace(plain, &format!("validate@0.1.0#init\") (param i32 i32) (result i32)\n  {init})"))
+    })
+}
+
+/// The hostile validator, which does to every purchase (a JSON object) what it does to `letter`.
+pub fn hostile_to_purchases(letter: char) -> Vec<u8> {
+    hostile_validator(|text| {
+        let constant = format!("(i32.const {}))", letter as u32);
+        assert!(text.contains(&constant), "{letter}");
+        text.replace(&constant, &format!("(i32.const {}))", '{' as u32))
+    })
+}
+
 /// The hostile mapper, after `change` to its text.
 pub fn hostile_mapper(change: impl Fn(String) -> String) -> Vec<u8> {
     typed(&change(with_prelude(MAPPER)), CONTRACT, "mapper")
@@ -51,6 +70,12 @@ pub fn hostile_mapper(change: impl Fn(String) -> String) -> Vec<u8> {
 /// The validator that rejects what its settings say.
 pub fn choosy_validator() -> Vec<u8> {
     typed(&with_prelude(CHOOSY), CONTRACT, "validator")
+}
+
+/// The validator that logs, after `change` to its text.
+pub fn talking_validator(change: impl Fn(&str) -> String) -> Vec<u8> {
+    let import = r#"(module (import "sluice:module/log@0.1.0" "log" (func $log (param i32 i32 i32)))"#;
+    typed(&with_prelude(&change(TALKER)).replacen("(module", import, 1), CONTRACT, "validator")
 }
 
 /// Limits that tests reach quickly: 16 MiB and a quarter of a second.
