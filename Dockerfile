@@ -27,6 +27,8 @@ RUN apt-get update && \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* && \
     groupadd --gid 10001 sluice && \
     useradd --uid 10001 --gid sluice --no-create-home --home-dir /var/lib/sluice --shell /usr/sbin/nologin sluice
+# A volume that is mounted here belongs to its user, too.
+RUN install --directory --owner=10001 --group=10001 --mode=700 /var/cache/sluice
 COPY --from=builder /result/sluice /usr/local/bin/sluice
 COPY --from=builder /result/etc /etc/sluice
 # The modules twice: where they are used, and a pristine copy for whoever mounts a folder of their own there.

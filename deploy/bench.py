@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 
-BENCHES = ["chain", "end_to_end"]
+BENCHES = ["chain", "compile", "end_to_end"]
 
 
 def main():

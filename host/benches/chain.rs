@@ -113,7 +113,7 @@ fn purchase_runner() -> Box<dyn ChainRunner> {
         validators: Some(modules.join("validators")),
         mapper: modules.join("purchase-rows.wasm"),
         settings: Default::default(),
-        limits: Limits::default(),
+        limits: Limits::default().into(),
     });
     chain.unwrap_or_else(|error| panic!("{error}")).runner()
 }

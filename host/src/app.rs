@@ -39,7 +39,9 @@ use crate::pipeline::status::PipelineStatus;
 use crate::pipeline::workers::Workers;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
-use crate::wasm::{ChainSettings, LoadError, ModuleRegistry, WasmEngine, WasmMetrics};
+use crate::wasm::{
+    ChainSettings, CodeCache, Compiler, LoadError, ModuleLimits, ModuleRegistry, WasmEngine, WasmMetrics,
+};
 
 use pipeline::{Parts, start_pipeline, transaction_settings};
 use reload::{FirstFault, Preconditions, ReloadMetrics, Reloader};
@@ -102,7 +104,7 @@ impl App {
             }
         });
 
-        let engine = WasmEngine::new(config.resources.worker_threads())?;
+        let engine = caching_engine(&config)?;
         let modules = Arc::new(ModuleRegistry::new(engine, wasm_metrics));
         let settings = clickhouse_settings(&config);
         let revisions = RevisionArchive::new(&settings);
@@ -257,6 +259,34 @@ pub fn clickhouse_settings(config: &Config) -> ClickHouseSettings {
     ClickHouseSettings::from(&config.clickhouse)
 }
 
+/// An engine for `workers` worker threads that compiles in a process of its own: this program must be `sluice`.
+/// It has no cache, which is for the host alone: another user's files in it would be in its way.
+///
+/// # Errors
+/// When this machine lacks something.
+pub fn wasm_engine(workers: usize) -> Result<WasmEngine> {
+    Ok(WasmEngine::new(workers)?.with_compiler(Compiler::child()))
+}
+
+/// The same with the cache that is configured.
+fn caching_engine(config: &Config) -> Result<WasmEngine> {
+    let engine = wasm_engine(config.resources.worker_threads())?;
+    let Some(cache) = &config.module_cache else { return Ok(engine) };
+    match CodeCache::open(&cache.folder, cache.key.as_ref(), cache.bytes) {
+        Ok(cache) => Ok(engine.with_compiler(Compiler::child().with_cache(cache))),
+        Err(error) => {
+            // It only saves time, and a volume that is full or missing is no reason to stand still.
+            tracing::warn!(%error, "modules.cache is not used; modules are compiled at every start");
+            Ok(engine)
+        }
+    }
+}
+
+/// What the modules of a pipeline may take.
+pub fn module_limits(config: &Config, pipeline: &PipelineConfig) -> ModuleLimits {
+    ModuleLimits { default: config.modules.clone(), by_module: pipeline.limits.clone() }
+}
+
 /// Settings of a pipeline's chain.
 pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettings {
     ChainSettings {
@@ -264,7 +294,7 @@ pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettin
         validators: pipeline.validators.clone(),
         mapper: pipeline.mapper.clone(),
         settings: pipeline.settings.clone(),
-        limits: config.modules.clone(),
+        limits: module_limits(config, pipeline),
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Config {
     pub modules: Limits,
     /// Longest time until a change of a module that came without an event is seen.
     pub module_poll: Duration,
+    /// Where compiled modules are kept; `None` for nowhere.
+    pub module_cache: Option<ModuleCacheConfig>,
     /// By name; at least one.
     pub pipelines: Vec<PipelineConfig>,
 }
@@ -115,6 +117,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where compiled modules are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleCacheConfig {
+    /// Folder; it is made if it is not there.
+    pub folder: PathBuf,
+    /// Most bytes of it.
+    pub bytes: u64,
+    /// Key of the seals; `None` for one that is made and kept in the folder.
+    pub key: Option<Secret>,
+}
+
 /// What the whole process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourcesConfig {
@@ -158,6 +171,8 @@ pub struct PipelineConfig {
     /// Settings by module name (its file name without `.wasm`). Keys are in alphabetical order, so
     /// equal settings have equal text.
     pub settings: BTreeMap<String, serde_json::Value>,
+    /// What modules may take that have limits of their own, by module name.
+    pub limits: BTreeMap<String, Limits>,
     /// Table by output; an output that is missing here goes to the table of its own name.
     pub tables: BTreeMap<String, String>,
     /// When a batch is full.

@@ -7,10 +7,11 @@ use std::path::Path;
 use config::{File, FileFormat, Value, ValueKind};
 
 /// Keys that the compose file does not offer, each for its reason.
-const LEFT_OUT: [&str; 3] = [
+const LEFT_OUT: [&str; 4] = [
     // Maps whose keys are free: they belong into the file.
     "SLUICE__KAFKA__PROPERTIES",
     "SLUICE__CLICKHOUSE__SETTINGS",
+    "SLUICE__PIPELINES__PURCHASES__LIMITS",
     // Comes with the mounted folder of the configuration.
     "SLUICE__CLICKHOUSE__MIGRATIONS",
 ];

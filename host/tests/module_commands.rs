@@ -149,7 +149,7 @@ fn settings_come_from_the_configuration_by_the_name_of_the_module() {
     desk.write("config/sluice.yaml", config("EUR", "USD"));
     let (code, text) = desk.run(&["inspect", "purchase-rules.wasm"]);
     assert_eq!(code, 2);
-    assert!(text.contains("different settings; choose with --pipeline: a, b"), "{text}");
+    assert!(text.contains("different settings or limits; choose with --pipeline: a, b"), "{text}");
     let (code, text) = desk.run(&["inspect", "purchase-rules.wasm", "--pipeline", "b"]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains(r#"settings  {"currencies":["USD"]}"#), "{text}");

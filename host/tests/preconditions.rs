@@ -21,6 +21,7 @@ fn pipeline(topics: &[&str], table: &str) -> PipelineConfig {
         validators: None,
         mapper: "mapper.wasm".into(),
         settings: BTreeMap::new(),
+        limits: BTreeMap::new(),
         tables: BTreeMap::from([("texts".to_owned(), table.to_owned())]),
         batch: BatchConfig { rows: 1, bytes: 1, linger: Duration::ZERO, concurrent_inserts: 1 },
     }

@@ -25,7 +25,7 @@ fn load(settings: &[(&str, Value)]) -> Result<WasmChain, LoadError> {
         validators: Some(modules.join("validators")),
         mapper: modules.join("purchase-rows.wasm"),
         settings: settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
-        limits: Limits::default(),
+        limits: Limits::default().into(),
     })
 }
 

@@ -12,12 +12,12 @@ use crate::domain::verdict::{ChunkVerdicts, Revision};
 use crate::kafka::slices::SliceReader;
 use crate::pipeline::binding::BoundChain;
 use crate::pipeline::ports::{Archive, Chain, Forced, KafkaError, Reread};
-use crate::wasm::{Limits, ModuleRegistry};
+use crate::wasm::{ModuleLimits, ModuleRegistry};
 
 /// See the module documentation.
 pub(super) struct PipelineArchive {
     pub(super) pipeline: PipelineConfig,
-    pub(super) limits: Limits,
+    pub(super) limits: ModuleLimits,
     pub(super) records: SliceReader,
     pub(super) revisions: RevisionArchive,
     pub(super) registry: Arc<ModuleRegistry>,

@@ -139,7 +139,7 @@ pub(super) fn start_pipeline(
     let settlement = Arc::new(settlement);
     let archive = PipelineArchive {
         pipeline: pipeline.clone(),
-        limits: config.modules.clone(),
+        limits: super::module_limits(config, pipeline),
         records: SliceReader::new(client, READ_PATIENCE),
         revisions: parts.revisions,
         registry: parts.modules,

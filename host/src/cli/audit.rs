@@ -29,7 +29,7 @@ use crate::kafka::inspection::{Inspector, PartitionPosition};
 use crate::kafka::reader::{OwnedRecord, read_all};
 use crate::pipeline::ports::{Chain, ChainRunner};
 use crate::telemetry;
-use crate::wasm::{ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
+use crate::wasm::{ModuleRegistry, WasmChain, WasmMetrics};
 
 use report::{AuditedPartition, AuditedPipeline};
 
@@ -149,7 +149,7 @@ impl<'a> Auditor<'a> {
     async fn new(config: &'a Config, pipeline: &'a PipelineConfig, arguments: &'a Arguments) -> Result<Self> {
         let settings = app::chain_settings(config, pipeline);
         let registry =
-            ModuleRegistry::new(WasmEngine::new(1)?, WasmMetrics::register(&telemetry::registry())?);
+            ModuleRegistry::new(app::wasm_engine(1)?, WasmMetrics::register(&telemetry::registry())?);
         let chain = registry.load_chain(&settings)?;
         let client = app::clickhouse_settings(config).client();
         let mut tables: Vec<String> = Vec::new();

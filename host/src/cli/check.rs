@@ -20,7 +20,7 @@ use crate::config::{Config, Delivery, PipelineConfig};
 use crate::kafka::metadata;
 use crate::pipeline::ports::Chain;
 use crate::telemetry;
-use crate::wasm::{LoadError, ModuleRegistry, WasmChain, WasmEngine, WasmMetrics};
+use crate::wasm::{CodeCache, LoadError, ModuleRegistry, WasmChain, WasmMetrics};
 
 use report::{Report, Verdict};
 
@@ -58,6 +58,13 @@ type Out = Report<std::io::Stdout>;
 
 async fn check(arguments: &Arguments, report: &mut Out) -> anyhow::Result<()> {
     let Some((config, modules_are_there)) = configuration(arguments, report)? else { return Ok(()) };
+    if let Some(cache) = &config.module_cache {
+        let (verdict, detail) = match CodeCache::problem(&cache.folder) {
+            Some(problem) => (Verdict::Warning, format!("(modules.cache) {problem}")),
+            None => (Verdict::Ok, "compiled modules are kept here".to_owned()),
+        };
+        report.add("cache", cache.folder.display().to_string(), verdict, detail)?;
+    }
     let partitions = kafka(&config, arguments.timeout, report).await?;
     let mut chains = Vec::new();
     for pipeline in &config.pipelines {
@@ -142,9 +149,10 @@ async fn modules(
     report: &mut Out,
 ) -> anyhow::Result<Option<WasmChain>> {
     let settings = app::chain_settings(config, pipeline);
+    let engine = app::wasm_engine(1)?;
     let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<Result<WasmChain, LoadError>> {
         let metrics = WasmMetrics::register(&telemetry::registry())?;
-        Ok(ModuleRegistry::new(WasmEngine::new(1)?, metrics).load_chain(&settings))
+        Ok(ModuleRegistry::new(engine, metrics).load_chain(&settings))
     });
     let chain = match loaded.await?? {
         Ok(chain) => chain,
@@ -165,10 +173,11 @@ async fn modules(
     {
         report.add("chain", &pipeline.name, Verdict::Failed, fault)?;
     }
-    for name in pipeline.settings.keys() {
+    let named = pipeline.settings.keys().map(|name| ("settings", name));
+    for (key, name) in named.chain(pipeline.limits.keys().map(|name| ("limits", name))) {
         if !chain.modules().iter().any(|module| *module.name == **name) {
-            let detail = "settings of a module that is not there; remove them, or mend the name";
-            let key = format!("pipelines.{}.settings.{name}", pipeline.name);
+            let detail = format!("{key} of a module that is not there; remove them, or mend the name");
+            let key = format!("pipelines.{}.{key}.{name}", pipeline.name);
             report.add("module", key, Verdict::Warning, detail)?;
         }
     }

@@ -3,6 +3,7 @@
 mod audit;
 mod check;
 mod clickhouse;
+mod compile_module;
 mod demo;
 mod migrate;
 mod module;
@@ -31,6 +32,8 @@ enum Command {
     Produce(produce::Arguments),
     Demo(demo::Arguments),
     Clickhouse(clickhouse::Arguments),
+    #[command(hide = true)]
+    CompileModule(compile_module::Arguments),
 }
 
 /// Parses the command line, runs the command and reports its error on standard error.
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Clickhouse(arguments) => clickhouse::run(arguments),
+        Command::CompileModule(arguments) => compile_module::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

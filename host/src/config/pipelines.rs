@@ -7,9 +7,9 @@ use config::{Value, ValueKind};
 
 use super::environment::{is_variable, only_variable};
 use super::reader::Section;
-use super::sections::{bytes_within, positive, within};
+use super::sections::{bytes_within, limits, positive, within};
 use super::values::{Leaf, Names, Refusal, Scalar, show_bytes, word};
-use super::{BatchConfig, Delivery, ModuleFiles, PipelineConfig, ResourcesConfig, StartOffset};
+use super::{BatchConfig, Delivery, Limits, ModuleFiles, PipelineConfig, ResourcesConfig, StartOffset};
 use crate::domain::spelling::one_of;
 
 /// ClickHouse cuts an INSERT into blocks of this many rows (`max_insert_block_size`); a batch is one block.
@@ -23,6 +23,7 @@ pub(super) fn read(
     base: &Path,
     files: ModuleFiles,
     resources: &ResourcesConfig,
+    defaults: &Limits,
 ) -> Vec<PipelineConfig> {
     let entries = root.named("pipelines", "map of pipelines by name");
     let is_in_file = |value: &Value| only_variable(value).is_none();
@@ -51,7 +52,7 @@ pub(super) fn read(
             );
         }
         let section = root.below(&["pipelines", &name], value);
-        let pipeline = pipeline(name, section, base, files, share, &pipelines);
+        let pipeline = pipeline(name, section, base, files, share, defaults, &pipelines);
         pipelines.push(pipeline);
     }
     if in_file.is_empty() {
@@ -75,6 +76,7 @@ fn pipeline(
     base: &Path,
     files: ModuleFiles,
     in_flight_share: u64,
+    defaults: &Limits,
     earlier: &[PipelineConfig],
 ) -> PipelineConfig {
     let topics = topics(&mut section, &name);
@@ -103,6 +105,7 @@ fn pipeline(
         check_modules(&section, validators.as_deref(), mapper.as_deref());
     }
     let settings = settings(&mut section);
+    let limits = module_limits(&mut section, defaults);
     let tables = tables(&mut section);
     let batch = batch(section.section("batch"), in_flight_share);
     section.finish();
@@ -116,6 +119,7 @@ fn pipeline(
         validators,
         mapper: mapper.unwrap_or_default(),
         settings,
+        limits,
         tables,
         batch,
     }
@@ -206,6 +210,18 @@ fn settings(section: &mut Section<'_>) -> BTreeMap<String, serde_json::Value> {
         }
     }
     settings
+}
+
+/// What is not said of a module is as `modules` says for all.
+fn module_limits(section: &mut Section<'_>, defaults: &Limits) -> BTreeMap<String, Limits> {
+    let entries = section.named("limits", "map of limits by module name");
+    let read = |(module, value): (String, Value)| {
+        let mut section = section.below(&["limits", &module], value);
+        let limits = limits(&mut section, defaults);
+        section.finish();
+        (module, limits)
+    };
+    entries.into_iter().map(read).collect()
 }
 
 /// Settings have no types that Sluice knows: a variable's text is JSON if it reads as JSON, and

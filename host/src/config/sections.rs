@@ -10,8 +10,8 @@ use config::ValueKind;
 use super::reader::{Section, read_secret};
 use super::values::{ByteSize, Leaf, Refusal, Scalar, show_bytes, word};
 use super::{
-    AdminConfig, ClickHouseConfig, Config, Limits, LogFormat, LoggingConfig, ModuleFiles, ResourcesConfig,
-    TransferCompression, pipelines,
+    AdminConfig, ClickHouseConfig, Config, Limits, LogFormat, LoggingConfig, ModuleCacheConfig, ModuleFiles,
+    ResourcesConfig, TransferCompression, pipelines,
 };
 use crate::kafka::client::{KafkaSettings, Properties, check_property, is_instance, is_secret, owner};
 
@@ -22,10 +22,10 @@ pub(super) fn read(mut root: Section<'_>, base: &Path, files: ModuleFiles) -> Co
     let admin = admin(root.section("admin"));
     let logging = logging(root.section("logging"));
     let resources = resources(root.section("resources"));
-    let (modules, module_poll) = modules(root.section("modules"));
-    let pipelines = pipelines::read(&mut root, base, files, &resources);
+    let (modules, module_poll, module_cache) = modules(root.section("modules"), base);
+    let pipelines = pipelines::read(&mut root, base, files, &resources, &modules);
     root.finish();
-    Config { kafka, clickhouse, admin, logging, resources, modules, module_poll, pipelines }
+    Config { kafka, clickhouse, admin, logging, resources, modules, module_poll, module_cache, pipelines }
 }
 
 fn kafka(mut section: Section<'_>, base: &Path) -> KafkaSettings {
@@ -241,36 +241,73 @@ fn resources(mut section: Section<'_>) -> ResourcesConfig {
     config
 }
 
-fn modules(mut section: Section<'_>) -> (Limits, Duration) {
+fn modules(mut section: Section<'_>, base: &Path) -> (Limits, Duration, Option<ModuleCacheConfig>) {
+    let limits = limits(&mut section, &Limits::default());
+    let poll = duration_up_to(&mut section, "poll", "5s", Duration::from_secs(3600), "1h");
+    let cache = cache(&mut section, base);
+    section.finish();
+    (limits, poll, cache)
+}
+
+/// The limits of `section`, whose defaults are `defaults`.
+pub(super) fn limits(section: &mut Section<'_>, defaults: &Limits) -> Limits {
+    let bytes = |section: &mut Section<'_>, key, default: usize, least, most| {
+        bytes_within(section, key, &show_bytes(default as u64), least, most) as usize
+    };
+    let number = |section: &mut Section<'_>, key, default: u64, most| {
+        within(section, key, &default.to_string(), 1, most)
+    };
+    let output = defaults.output_bytes_per_record;
     let limits = Limits {
         // A wasm page is the least that a memory can grow by; wasm32 ends at 4 GiB.
-        memory_bytes: bytes_within(&mut section, "memory", "64MiB", 64 << 10, 4 << 30) as usize,
-        call_timeout: call_timeout(&mut section),
-        file_bytes: bytes_within(&mut section, "file_bytes", "64MiB", 1, 1 << 30) as usize,
-        output_bytes_per_record: bytes_within(
-            &mut section,
-            "output_bytes_per_record",
-            "1MiB",
-            1,
-            (4 << 20) - 1,
-        ) as usize,
-        rows_per_record: within(&mut section, "rows_per_record", "10000", 1, 1_000_000) as u32,
-        table_elements: within(&mut section, "table_elements", "65536", 1, 65_536) as usize,
-        instances: within(&mut section, "instances", "32", 1, 1_000) as usize,
+        memory_bytes: bytes(section, "memory", defaults.memory_bytes, 64 << 10, 4 << 30),
+        call_timeout: call_timeout(section, defaults.call_timeout),
+        file_bytes: bytes(section, "file_bytes", defaults.file_bytes, 1, 1 << 30),
+        output_bytes_per_record: bytes(section, "output_bytes_per_record", output, 1, (4 << 20) - 1),
+        rows_per_record: number(section, "rows_per_record", defaults.rows_per_record.into(), 1_000_000)
+            as u32,
+        table_elements: number(section, "table_elements", defaults.table_elements as u64, 65_536) as usize,
+        instances: number(section, "instances", defaults.instances as u64, 1_000) as usize,
+        compile_timeout: compile_timeout(section, defaults.compile_timeout),
+        compile_memory_bytes: bytes(
+            section,
+            "compile_memory",
+            defaults.compile_memory_bytes,
+            64 << 20,
+            64 << 30,
+        ),
     };
     // The bounds above are the engine's; should it have others, it says so itself.
     for problem in limits.problems() {
         section.refuse("memory", problem, "see docs/CONFIGURATION.md".to_owned());
     }
-    let poll = duration_up_to(&mut section, "poll", "5s", Duration::from_secs(3600), "1h");
-    section.finish();
-    (limits, poll)
+    limits
 }
 
-fn call_timeout(section: &mut Section<'_>) -> Duration {
+fn call_timeout(section: &mut Section<'_>, default: Duration) -> Duration {
     let allowed = Duration::from_millis(10)..=Duration::from_secs(600);
     let cure = "write a duration from 10ms to 10m".to_owned();
-    ranged(section, "call_timeout", "1s", allowed, show_duration, cure)
+    ranged(section, "call_timeout", &show_duration(&default), allowed, show_duration, cure)
+}
+
+fn compile_timeout(section: &mut Section<'_>, default: Duration) -> Duration {
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
+    let cure = "write a duration from 1s to 10m".to_owned();
+    ranged(section, "compile_timeout", &show_duration(&default), allowed, show_duration, cure)
+}
+
+fn cache(section: &mut Section<'_>, base: &Path) -> Option<ModuleCacheConfig> {
+    let folder = section.optional::<String>("cache");
+    let bytes = bytes_within(section, "cache_bytes", "1GiB", 1 << 20, 1 << 40);
+    let key = section.optional::<String>("cache_key_file").and_then(|file| {
+        read_secret(&base.join(file))
+            .map_err(|problem| {
+                let cure = "name a file that holds the key and that Sluice may read".to_owned();
+                section.refuse("cache_key_file", problem, cure);
+            })
+            .ok()
+    });
+    folder.map(|folder| ModuleCacheConfig { folder: base.join(folder), bytes, key })
 }
 
 /// A whole number between two bounds, both allowed.

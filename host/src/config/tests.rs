@@ -57,7 +57,8 @@ clickhouse:
 admin: {listen: 'localhost:9464'}
 logging: {level: inof, format: pretty}
 resources: {workers: -1, in_flight_bytes: 1MB, drain_timeout: 0s}
-modules: {memory: 64 megabytes, call_timeout: 1ms, output_bytes_per_record: 5MiB}
+modules: {memory: 64 megabytes, call_timeout: 1ms, output_bytes_per_record: 5MiB, compile_timeout: 1ms,
+          compile_memory: 1MiB, cache: '', cache_bytes: 1B, cache_key_file: nowhere}
 pipelines:
   purchases:
     topics: [purchases, "^pur.*", purchases, purchases.dead-letters]
@@ -65,6 +66,7 @@ pipelines:
     start: earlier
     validators: nowhere
     settings: {purchase-rules: EUR}
+    limits: {purchase-rules: {memory: 1B, rows: 5}, rows: 64MiB}
     tables: {rows: "a.b.c"}
     batch: {rows: 0, bytes: 1GiB, linger: soon, concurrent_inserts: 2.5}
     batches: {}
@@ -149,6 +151,40 @@ fn module_settings_keep_their_types_and_a_variable_may_be_json() {
         settings(&[("CURRENCIES", r#"["GBP"]"#), ("TOLERANCE_SECONDS", "60"), ("CODE", "00124")]),
         r#"{"code":"00124","currencies":["GBP"],"strict":true,"tolerance_seconds":60}"#
     );
+}
+
+#[test]
+fn a_module_has_its_own_limits_and_for_the_rest_those_of_all() {
+    let yaml = "modules: {memory: 32MiB, call_timeout: 250ms, compile_memory: 2GiB}\n\
+                pipelines: {p: {topics: t, mapper: rows.wasm, limits: {\
+                purchase-rules: {memory: 1MiB, compile_timeout: 1s}, rows: {}}}}";
+    let variable = "SLUICE__PIPELINES__P__LIMITS__PURCHASE_RULES__ROWS_PER_RECORD";
+    let config = read(yaml, &[(variable, "7")]).expect("valid");
+    let all = Limits {
+        memory_bytes: 32 << 20,
+        call_timeout: Duration::from_millis(250),
+        compile_memory_bytes: 2 << 30,
+        ..Limits::default()
+    };
+    assert_eq!(config.modules, all);
+    let compile_timeout = Duration::from_secs(1);
+    let own = Limits { memory_bytes: 1 << 20, compile_timeout, rows_per_record: 7, ..all.clone() };
+    let expected = [("purchase-rules".to_owned(), own), ("rows".to_owned(), all)];
+    assert_eq!(config.pipelines[0].limits, expected.into());
+}
+
+#[test]
+fn the_cache_of_modules_is_none_unless_it_is_named() {
+    assert_eq!(read(SMALLEST, &[]).expect("valid").module_cache, None);
+    let directory = directory();
+    let yaml = format!("{SMALLEST}\nmodules: {{cache: compiled, cache_key_file: password}}");
+    let config = Config::from_parts(&yaml, directory.path(), []).expect("valid");
+    let expected = ModuleCacheConfig {
+        folder: directory.path().join("compiled"),
+        bytes: 1 << 30,
+        key: Some(Secret::new("00123")),
+    };
+    assert_eq!(config.module_cache, Some(expected));
 }
 
 #[test]

@@ -12,8 +12,10 @@ use std::time::Duration;
 use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 
+use super::compiler::Compiler;
 use super::instance::InstanceState;
 use super::limits::{Limits, MEMORIES, POOL_MEMORY_BYTES, POOL_TABLE_ELEMENTS, TABLES};
+use super::module::ModuleFault;
 
 /// How often the epoch advances: the resolution of call timeouts.
 pub const TICK: Duration = Duration::from_millis(5);
@@ -54,6 +56,7 @@ pub enum EngineError {
 pub struct WasmEngine {
     engine: Engine,
     slots: u32,
+    compiler: Compiler,
 }
 
 impl std::fmt::Debug for WasmEngine {
@@ -63,8 +66,8 @@ impl std::fmt::Debug for WasmEngine {
 }
 
 impl WasmEngine {
-    /// An engine for `workers` worker threads. A worker has one instance at a time; the pool has
-    /// room for four each, and for modules on trial beside them.
+    /// An engine for `workers` worker threads, which compiles in this process. A worker has one instance
+    /// at a time; the pool has room for four each, and for modules on trial beside them.
     pub fn new(workers: usize) -> Result<Self, EngineError> {
         let slots = u32::try_from(workers).unwrap_or(u32::MAX).saturating_mul(4).saturating_add(24).min(4096);
         let engine = Engine::new(&config(slots)).map_err(|error| EngineError::Pool {
@@ -83,12 +86,18 @@ impl WasmEngine {
                 }
             })
             .map_err(EngineError::Ticker)?;
-        Ok(Self { engine, slots })
+        Ok(Self { engine, slots, compiler: Compiler::in_process() })
     }
 
-    /// Compiles a component; a tenth of a second for a module of 150 KB. Not for a worker thread.
-    pub(super) fn compile(&self, component: &[u8]) -> wasmtime::Result<Component> {
-        Component::from_binary(&self.engine, component)
+    /// The same engine, whose modules are compiled by `compiler`.
+    #[must_use]
+    pub fn with_compiler(self, compiler: Compiler) -> Self {
+        Self { compiler, ..self }
+    }
+
+    /// Compiles a module's file; a tenth of a second for one of 150 KB. Not for a worker thread.
+    pub(super) fn compile(&self, file: &[u8], limits: &Limits) -> Result<Component, ModuleFault> {
+        self.compiler.component(&self.engine, file, limits)
     }
 
     /// A store for one instance, held to `limits`, whose code is stopped after `timeout`.
@@ -132,9 +141,23 @@ fn config(slots: u32) -> Config {
         .linear_memory_keep_resident(keep_resident)
         .table_keep_resident(KEEP_RESIDENT_BLINDLY)
         .pagemap_scan(Enabled::Auto);
+    let mut config = settings();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// Settings of an engine that only compiles: what it makes runs on a [`WasmEngine`]. It has no pool, whose
+/// address space it does not need, and one thread, for what it may take is limited.
+pub(super) fn compile_settings() -> Config {
+    let mut config = settings();
+    config.parallel_compilation(false);
+    config
+}
+
+/// What the code depends on.
+fn settings() -> Config {
     let mut config = Config::new();
     config
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         // It costs 340 ns a call, and no module waits for anything.
         .concurrency_support(false)
         .epoch_interruption(true)
@@ -159,6 +182,29 @@ mod tests {
         assert_eq!(ticks(Duration::from_millis(5)), 2);
         assert_eq!(ticks(Duration::from_secs(1)), 201);
         assert!(ticks(Duration::MAX) > 0);
+    }
+
+    #[test]
+    fn what_one_that_only_compiles_makes_runs_here() {
+        struct Bytes(Vec<u8>);
+        impl std::hash::Hasher for Bytes {
+            fn write(&mut self, bytes: &[u8]) {
+                self.0.extend_from_slice(bytes);
+            }
+
+            fn finish(&self) -> u64 {
+                0
+            }
+        }
+        let needs = |engine: &Engine| {
+            let mut bytes = Bytes(Vec::new());
+            std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut bytes);
+            bytes.0
+        };
+        let only_compiles = Engine::new(&compile_settings()).unwrap();
+        let runs = WasmEngine::new(1).unwrap();
+        assert!(!needs(&only_compiles).is_empty());
+        assert_eq!(needs(&only_compiles), needs(runs.inner()));
     }
 
     #[test]

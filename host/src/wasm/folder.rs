@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::domain::module::{ArchivedModule, module_revision};
 use crate::domain::verdict::Stage;
 
-use super::limits::Limits;
+use super::limits::ModuleLimits;
 use super::module::{ModuleFault, canonical_settings};
 
 /// End of a module's file name.
@@ -38,7 +38,7 @@ pub struct ChainSettings {
     /// since removing a validator's file removes the rule; it is logged.
     pub settings: BTreeMap<String, Value>,
     /// What each module may take.
-    pub limits: Limits,
+    pub limits: ModuleLimits,
 }
 
 /// A file that is a module, by its name.
@@ -91,16 +91,21 @@ impl ChainSettings {
     /// When it cannot be read, is too large or is still being written, or its name or settings cannot be.
     pub fn read(&self, path: &Path, stage: Stage) -> Result<ArchivedModule, ModuleFault> {
         let name = module_name(path)?;
-        let bytes = read_whole(path, self.limits.file_bytes)?;
+        let bytes = read_whole(path, self.limits.of(&name).file_bytes)?;
         let settings = canonical_settings(self.settings.get(&name).unwrap_or(&Value::Null))?;
         Ok(ArchivedModule { revision: module_revision(&bytes, &settings), stage, name, bytes, settings })
     }
 
-    /// Says of settings for modules that are not among `names` that they have no effect.
+    /// Says of settings and limits for modules that are not among `names` that they have no effect.
     pub fn warn_of_strangers<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) {
         for module in self.settings.keys() {
             if !names.clone().any(|name| name == module) {
                 tracing::warn!(pipeline = self.pipeline, module, "settings for a module that is not there");
+            }
+        }
+        for module in self.limits.by_module.keys() {
+            if !names.clone().any(|name| name == module) {
+                tracing::warn!(pipeline = self.pipeline, module, "limits for a module that is not there");
             }
         }
     }

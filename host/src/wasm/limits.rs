@@ -4,6 +4,7 @@
 //! memories and tables, so that a component cannot take its limit once a memory. It remembers that
 //! it refused something: a trap that follows is the memory limit's doing, not a bug on its own.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
@@ -19,14 +20,19 @@ pub(super) const MEMORIES: usize = 4;
 /// Tables of one component.
 pub(super) const TABLES: usize = 32;
 /// Largest module file that may be allowed.
-const LARGEST_FILE: usize = 1 << 30;
+pub(super) const LARGEST_FILE: usize = 1 << 30;
+/// Memory that compiling may be allowed: with less than the first, hardly a module compiles.
+const COMPILE_MEMORY: std::ops::RangeInclusive<usize> = 64 << 20..=64 << 30;
+/// Longest time that compiling may be allowed, and the shortest: the system counts in seconds.
+const COMPILE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 /// Longest time that a call may be allowed.
 const LONGEST_CALL_TIMEOUT: Duration = Duration::from_secs(600);
 /// A chunk's rows keep 32-bit ends even where each record gives as much as it may.
 const LARGEST_OUTPUT_PER_RECORD: usize = (u32::MAX as usize) / crate::domain::chunk::MAXIMUM_RECORDS;
 
-/// What one module may take. Every limit costs a record that violates it, never its neighbours.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What one module may take. A limit of a call costs the record that violates it, never its neighbours;
+/// the others cost the module: it is not taken, and what ran before goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Bytes of linear memory of one instance, all its memories together.
     pub memory_bytes: usize,
@@ -43,6 +49,11 @@ pub struct Limits {
     pub table_elements: usize,
     /// Core instances inside one module.
     pub instances: usize,
+    /// Processor time of the process that compiles it, in whole seconds. Not the time that passes: a busy
+    /// machine must not refuse a module.
+    pub compile_timeout: Duration,
+    /// Bytes of memory of that process.
+    pub compile_memory_bytes: usize,
 }
 
 impl Default for Limits {
@@ -55,7 +66,37 @@ impl Default for Limits {
             rows_per_record: 10_000,
             table_elements: POOL_TABLE_ELEMENTS,
             instances: 32,
+            compile_timeout: Duration::from_secs(60),
+            compile_memory_bytes: 1 << 30,
         }
+    }
+}
+
+/// What each module of a pipeline may take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleLimits {
+    /// Those that have none of their own.
+    pub default: Limits,
+    /// By the module's name.
+    pub by_module: BTreeMap<String, Limits>,
+}
+
+impl From<Limits> for ModuleLimits {
+    fn from(default: Limits) -> Self {
+        Self { default, by_module: BTreeMap::new() }
+    }
+}
+
+impl ModuleLimits {
+    /// Those of a module.
+    pub fn of(&self, module: &str) -> &Limits {
+        self.by_module.get(module).unwrap_or(&self.default)
+    }
+
+    /// [`Limits::for_recovery`] of every module.
+    pub fn for_recovery(&self) -> Self {
+        let by_module = self.by_module.iter().map(|(name, limits)| (name.clone(), limits.for_recovery()));
+        Self { default: self.default.for_recovery(), by_module: by_module.collect() }
     }
 }
 
@@ -79,19 +120,26 @@ impl Limits {
         within("rows_per_record", u64::from(self.rows_per_record), 1, 1_000_000);
         within("table_elements", self.table_elements as u64, 1, POOL_TABLE_ELEMENTS as u64);
         within("instances", self.instances as u64, 1, 1000);
+        let (least, most) = COMPILE_MEMORY.into_inner();
+        within("compile_memory", self.compile_memory_bytes as u64, least as u64, most as u64);
         if !(TICK * 2..=LONGEST_CALL_TIMEOUT).contains(&self.call_timeout) {
             problems.push(format!("call_timeout is {:?}; set it to 10ms to 600s", self.call_timeout));
+        }
+        if !COMPILE_TIMEOUT.contains(&self.compile_timeout) {
+            problems.push(format!("compile_timeout is {:?}; set it to 1s to 600s", self.compile_timeout));
         }
         problems
     }
 
     /// The limits under which records are judged a second time: ten times the time, so that a slower
-    /// machine does not refuse what the first run took, and no limit on the file, which was within it
-    /// when it was archived. Everything else as it is, for it has a say in the verdicts.
+    /// machine does not refuse what the first run took, and no limit on the file and on compiling it, which
+    /// were kept when it was archived. Everything else as it is, for it has a say in the verdicts.
     pub fn for_recovery(&self) -> Self {
         Self {
             call_timeout: self.call_timeout.saturating_mul(10).min(LONGEST_CALL_TIMEOUT),
             file_bytes: LARGEST_FILE,
+            compile_timeout: *COMPILE_TIMEOUT.end(),
+            compile_memory_bytes: *COMPILE_MEMORY.end(),
             ..self.clone()
         }
     }
@@ -275,7 +323,9 @@ mod tests {
         let limits = Limits { call_timeout: Duration::from_millis(30), file_bytes: 7, ..Limits::default() };
         let longer = limits.for_recovery();
         assert_eq!(longer.call_timeout, Duration::from_millis(300));
-        let same = Limits { call_timeout: limits.call_timeout, file_bytes: 7, ..longer.clone() };
+        let Limits { call_timeout, compile_timeout, compile_memory_bytes, .. } = limits.clone();
+        let same =
+            Limits { call_timeout, compile_timeout, compile_memory_bytes, file_bytes: 7, ..longer.clone() };
         assert_eq!(same, limits);
         assert!(limits.at_most(&longer) && !longer.at_most(&limits));
         let longest = Limits { call_timeout: LONGEST_CALL_TIMEOUT, ..Limits::default() }.for_recovery();
@@ -285,13 +335,32 @@ mod tests {
     #[test]
     fn the_defaults_are_fine_and_nonsense_is_named() {
         assert_eq!(Limits::default().problems(), Vec::<String>::new());
-        let limits = Limits { call_timeout: Duration::ZERO, memory_bytes: 1, ..Limits::default() };
+        let limits = Limits {
+            call_timeout: Duration::ZERO,
+            memory_bytes: 1,
+            compile_timeout: Duration::from_secs(601),
+            compile_memory_bytes: 2,
+            ..Limits::default()
+        };
         assert_eq!(
             limits.problems(),
             [
                 "memory_bytes is 1; set it to 65536 to 4294967296",
-                "call_timeout is 0ns; set it to 10ms to 600s"
+                "compile_memory is 2; set it to 67108864 to 68719476736",
+                "call_timeout is 0ns; set it to 10ms to 600s",
+                "compile_timeout is 601s; set it to 1s to 600s"
             ]
         );
+    }
+
+    #[test]
+    fn a_module_has_its_own_limits_or_those_of_all_also_in_recovery() {
+        let own = Limits { rows_per_record: 7, ..Limits::default() };
+        let mut limits = ModuleLimits::from(Limits { rows_per_record: 5, ..Limits::default() });
+        limits.by_module.insert("rows".to_owned(), own.clone());
+        assert_eq!((limits.of("rows"), limits.of("rules").rows_per_record), (&own, 5));
+        let longer = limits.for_recovery();
+        assert_eq!(longer.of("rows"), &own.for_recovery());
+        assert_eq!(longer.of("rules"), &limits.default.for_recovery());
     }
 }

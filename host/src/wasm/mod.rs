@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `bindings.rs` | generated from the contract |
 //! | `engine.rs`, `limits.rs` | the engine, its clock, and what a guest may take |
+//! | `compiler.rs` | from a file to code, in a process of its own |
 //! | `folder.rs`, `module.rs`, `registry.rs` | from files and settings to a chain |
 //! | `interface.rs` | what a module imports and exports, for people |
 //! | `watcher.rs`, `status_file.rs` | when files change, and what is said beside them |
@@ -22,6 +23,7 @@ mod bisect;
 mod cases;
 mod chain;
 mod compare;
+mod compiler;
 mod engine;
 mod folder;
 mod instance;
@@ -37,10 +39,11 @@ mod watcher;
 pub use cases::{CasesFault, GoldenCases, cases_path};
 pub use chain::{SingleModule, WasmChain};
 pub use compare::{Comparison, said};
+pub use compiler::{CacheError, CodeCache, Compiler, CompilerProcess};
 pub use engine::{EngineError, TICK, WasmEngine};
 pub use folder::{ChainSettings, ModuleFile, ModuleFolder, module_name};
 pub use interface::Interface;
-pub use limits::Limits;
+pub use limits::{Limits, ModuleLimits};
 pub use metrics::WasmMetrics;
 pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};
 pub use registry::{LoadError, LoadProblem, ModuleRegistry};

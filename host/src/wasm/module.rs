@@ -1,22 +1,22 @@
 //! Modules: from the bytes of a file to a program that passed its trial.
 //!
 //! A file may be a component, or a core module that carries its component type (what cargo makes of
-//! a crate with the SDK), which is wrapped here. What a module lacks is said with the cure, because
+//! a crate with the SDK), which is wrapped (`compiler.rs`). What a module lacks is said with the cure, because
 //! the reader is an analyst who has just copied a file.
 //!
 //! A [`Module`] is immutable and is shared by every chain and thread that runs it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
-use wit_component::ComponentEncoder;
 
 use crate::domain::module::module_revision;
 use crate::domain::row::{ColumnDefinition, ColumnType, Output};
-use crate::domain::verdict::{Revision, Stage};
+use crate::domain::verdict::{RejectionKind, Revision, Stage};
 use crate::pipeline::ports::ModuleIdentity;
 
 use super::answer::clean;
@@ -34,6 +34,8 @@ const PROVENANCE_COLUMNS: [&str; 4] = ["_topic", "_partition", "_offset", "_revi
 /// Outputs of one mapper, and columns of one output.
 const MOST_OUTPUTS: usize = 16;
 const MOST_COLUMNS: usize = 1000;
+/// How often `init` is tried where it takes too long.
+const TRIALS: usize = 3;
 /// Longest name of an output or a column.
 const NAME_BYTES: usize = 256;
 
@@ -70,6 +72,33 @@ pub enum ModuleFault {
     /// Damaged, or wasm that this engine cannot take.
     #[error("does not compile: {0}; a file that was cut short looks like this, so copy it again")]
     Compile(String),
+    /// It takes too long to compile.
+    #[error(
+        "takes more than {limit:?} of processor time to compile; leave parts of it out or make more modules of it, \
+         or raise compile_timeout"
+    )]
+    CompileTime {
+        /// Limit.
+        limit: Duration,
+    },
+    /// It takes too much memory to compile.
+    #[error(
+        "takes more than {limit} bytes of memory to compile; leave parts of it out or make more modules of it, \
+         or raise compile_memory"
+    )]
+    CompileMemory {
+        /// Limit in bytes.
+        limit: usize,
+    },
+    /// The compiler did not survive it. It has a process of its own.
+    #[error(
+        "makes the compiler crash ({0}); a damaged file does that, so copy it again; should it stay like this, \
+         tell us"
+    )]
+    CompilerCrashed(String),
+    /// There was no compiler, or something else ended it; the module may be fine.
+    #[error("could not be compiled, which is this machine's doing: {0}")]
+    Compiler(String),
     /// A core module without a component type, or with one that does not fit.
     #[error("is a core module that cannot be wrapped: {0}")]
     Wrap(String),
@@ -143,6 +172,15 @@ pub enum ModuleFault {
         /// Settings that it was given.
         settings: String,
     },
+    /// `init` leaves too little of its time.
+    #[error(
+        "needs more than {allowed:?} for init, which is half of its call_timeout; init runs before every call, and \
+         what only just fits fails on a busy machine: do less in init, or raise call_timeout"
+    )]
+    InitSlow {
+        /// What it may take.
+        allowed: Duration,
+    },
     /// What `init` declared is no set of outputs.
     #[error("declares outputs that cannot be: {0}")]
     Outputs(String),
@@ -192,30 +230,47 @@ impl Module {
         settings: String,
         limits: &Limits,
     ) -> Result<Self, ModuleFault> {
-        if let Some(problem) = limits.problems().into_iter().next() {
-            return Err(ModuleFault::Limits(problem));
-        }
+        check_limits(limits)?;
         let revision = module_revision(bytes, &settings);
         if bytes.len() > limits.file_bytes {
             return Err(ModuleFault::TooLarge { limit: limits.file_bytes });
         }
-        let component = match Encoding::of(bytes)? {
-            Encoding::Component => compile(engine, bytes)?,
-            Encoding::Core => compile(engine, &wrap(engine, bytes)?)?,
-        };
+        let component = engine.compile(bytes, limits)?;
         let program = program(engine, &component, stage)?;
         let identity = ModuleIdentity { name: Arc::from(name), stage, revision };
-        let log = Some(ModuleLog::trial(&identity));
-        let (_, declared) = Instance::start(engine, &program, &settings, limits, limits.call_timeout, log)
-            .map_err(|fault| match fault {
-                StartFault::Host(reason) => ModuleFault::Host(reason),
-                StartFault::Unfit(reason) => ModuleFault::Unfit(reason),
-                StartFault::Refused(text) => ModuleFault::InitRefused(clean(text, 4096)),
-                StartFault::Failed(refusal) => {
-                    ModuleFault::InitFailed { reason: refusal.reason, settings: clean(settings.clone(), 256) }
-                }
-            })?;
-        let outputs = match stage {
+        Self::try_out(engine, identity, program, settings, limits)
+    }
+
+    /// Starts a program as every call will, and takes note of what it declares.
+    fn try_out(
+        engine: &WasmEngine,
+        identity: ModuleIdentity,
+        program: Program,
+        settings: String,
+        limits: &Limits,
+    ) -> Result<Self, ModuleFault> {
+        let allowed = limits.call_timeout / 2;
+        let log = || Some(ModuleLog::trial(&identity));
+        let mut started = Instance::start(engine, &program, &settings, limits, allowed, log());
+        // A machine that is busy for a moment is not a slow init.
+        for _ in 1..TRIALS {
+            if matches!(&started, Err(StartFault::Failed(refusal)) if refusal.kind == RejectionKind::Timeout)
+            {
+                started = Instance::start(engine, &program, &settings, limits, allowed, log());
+            }
+        }
+        let (_, declared) = started.map_err(|fault| match fault {
+            StartFault::Host(reason) => ModuleFault::Host(reason),
+            StartFault::Unfit(reason) => ModuleFault::Unfit(reason),
+            StartFault::Refused(text) => ModuleFault::InitRefused(clean(text, 4096)),
+            StartFault::Failed(refusal) if refusal.kind == RejectionKind::Timeout => {
+                ModuleFault::InitSlow { allowed }
+            }
+            StartFault::Failed(refusal) => {
+                ModuleFault::InitFailed { reason: refusal.reason, settings: clean(settings.clone(), 256) }
+            }
+        })?;
+        let outputs = match identity.stage {
             Stage::Map => outputs(declared).map_err(ModuleFault::Outputs)?,
             Stage::Validate | Stage::Insert | Stage::Recover => Vec::new(),
         };
@@ -239,6 +294,21 @@ impl Module {
         }
     }
 
+    /// The same module under another name and other limits, tried within them, without compiling it again.
+    ///
+    /// # Errors
+    /// When the limits are too narrow for it.
+    pub(super) fn within(
+        &self,
+        engine: &WasmEngine,
+        name: &str,
+        limits: &Limits,
+    ) -> Result<Self, ModuleFault> {
+        check_limits(limits)?;
+        let identity = ModuleIdentity { name: Arc::from(name), ..self.identity.clone() };
+        Self::try_out(engine, identity, self.program.clone(), self.settings.clone(), limits)
+    }
+
     /// Its settings as canonical JSON, which is what `init` is given.
     pub fn settings(&self) -> &str {
         &self.settings
@@ -257,6 +327,10 @@ impl Module {
     pub(super) fn program(&self) -> &Program {
         &self.program
     }
+}
+
+fn check_limits(limits: &Limits) -> Result<(), ModuleFault> {
+    limits.problems().into_iter().next().map_or(Ok(()), |problem| Err(ModuleFault::Limits(problem)))
 }
 
 /// Settings as JSON with the keys of every object in order, so that the same settings give the same
@@ -284,62 +358,6 @@ pub fn canonical_settings(settings: &Value) -> Result<String, ModuleFault> {
         Value::String(_) => Err(ModuleFault::Settings("a string")),
         Value::Array(_) => Err(ModuleFault::Settings("a list")),
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
-    Component,
-    Core,
-}
-
-impl Encoding {
-    /// From the first eight bytes (<https://webassembly.github.io/spec/core/binary/modules.html>).
-    fn of(bytes: &[u8]) -> Result<Self, ModuleFault> {
-        let found = match bytes {
-            [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => return Ok(Self::Core),
-            [0, b'a', b's', b'm', _, 0, 1, 0, ..] => return Ok(Self::Component),
-            [] => "the file is empty",
-            [0, b'a', b's', b'm', ..] => "it begins like wasm, but with a version that nobody knows",
-            [b'(', ..] => "it looks like the WebAssembly text format",
-            [0x1f, 0x8b, ..] => "it looks like gzip",
-            _ if bytes.iter().take(512).all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) => {
-                "it looks like text"
-            }
-            _ => "it does not begin with \\0asm",
-        };
-        Err(ModuleFault::NotWasm { found })
-    }
-}
-
-fn wrap(engine: &WasmEngine, module: &[u8]) -> Result<Vec<u8>, ModuleFault> {
-    // The encoder panics on some modules that were cut short.
-    wasmtime::Module::validate(engine.inner(), module)
-        .map_err(|error| ModuleFault::Compile(format!("{error:#}")))?;
-    let (typed, _) = wit_component::metadata::decode(module)
-        .map_err(|error| ModuleFault::Compile(format!("{error:#}")))?;
-    if typed.is_none() {
-        return Err(ModuleFault::Wrap(
-            "it carries no component type; build it with the SDK, whose macros add it".to_owned(),
-        ));
-    }
-    ComponentEncoder::default()
-        .validate(true)
-        .module(module)
-        .and_then(|mut encoder| encoder.encode())
-        .map_err(|error| {
-            let reason = format!("{error:#}");
-            // The last thing named is what nothing offers.
-            match reason.rsplit('`').nth(1) {
-                Some(name) if reason.contains("import") => {
-                    ModuleFault::Imports { names: format!("`{name}`") }
-                }
-                _ => ModuleFault::Wrap(format!("{reason}; rebuild it with the SDK of this host")),
-            }
-        })
-}
-
-fn compile(engine: &WasmEngine, component: &[u8]) -> Result<Component, ModuleFault> {
-    engine.compile(component).map_err(|error| ModuleFault::Compile(format!("{error:#}")))
 }
 
 /// Checks the imports and the world, in the order in which an author wants to hear of them.

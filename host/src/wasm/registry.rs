@@ -14,7 +14,7 @@ use crate::domain::verdict::{Revision, Stage};
 use super::chain::{SingleModule, WasmChain};
 use super::engine::WasmEngine;
 use super::folder::{ChainSettings, ModuleFile};
-use super::limits::Limits;
+use super::limits::{Limits, ModuleLimits};
 use super::metrics::WasmMetrics;
 use super::module::{Module, ModuleFault};
 
@@ -54,8 +54,11 @@ impl fmt::Display for LoadError {
 pub struct ModuleRegistry {
     engine: WasmEngine,
     metrics: WasmMetrics,
-    alive: Mutex<HashMap<(Stage, String, Revision), Weak<Module>>>,
+    alive: Mutex<HashMap<Key, Weak<Module>>>,
 }
+
+/// What makes a module the same: pipelines may give one file other limits, and each keeps its own.
+type Key = (Stage, String, Revision, Limits);
 
 impl ModuleRegistry {
     /// An empty registry.
@@ -114,7 +117,7 @@ impl ModuleRegistry {
 
     /// A chain of archived modules, validators in order and then the mapper, for recovery: it judges
     /// as the chain did that they were archived from, within other `limits`
-    /// ([`Limits::for_recovery`]). What is alive is not compiled again. Its metrics are those of the
+    /// ([`ModuleLimits::for_recovery`]), which go by the names that they are archived under. What is alive is not compiled again. Its metrics are those of the
     /// modules' names in `pipeline`. Blocking, for as long as compiling takes.
     ///
     /// # Errors
@@ -123,7 +126,7 @@ impl ModuleRegistry {
         &self,
         pipeline: &str,
         modules: Vec<ArchivedModule>,
-        limits: &Limits,
+        limits: &ModuleLimits,
     ) -> Result<WasmChain, LoadError> {
         let problem = |path: String, fault| LoadProblem { path: path.into(), fault };
         let stages: Vec<_> = modules.iter().map(|module| module.stage).collect();
@@ -137,7 +140,8 @@ impl ModuleRegistry {
         let mut loaded = Vec::with_capacity(modules.len());
         for module in modules {
             let path = format!("{} (archived, revision {})", module.name, module.revision);
-            match self.load_again(module, limits) {
+            let limits = limits.of(&module.name).clone();
+            match self.load_again(module, &limits) {
                 Ok(module) => loaded.push(module),
                 Err(fault) => problems.push(problem(path, fault)),
             }
@@ -164,17 +168,10 @@ impl ModuleRegistry {
         if found != recorded {
             return Err(ModuleFault::OtherRevision { recorded, found });
         }
-        // Under whatever name: names are no part of what a module says.
-        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(
-            |((other_stage, _, other), module)| {
-                (*other_stage == stage && *other == recorded).then(|| module.upgrade())?
-            },
-        );
-        if let Some(alive) = alive.filter(|alive| alive.limits().at_most(limits)) {
+        if let Some(alive) = self.alive(stage, recorded, |alive| alive.at_most(limits)) {
             return Ok(Arc::new(alive.again(&name, limits)));
         }
-        // It does not go among those that are alive: there, its limits would have the next load of a
-        // chain compile what runs.
+        // It does not go among those that are alive: nothing but this batch has its limits.
         Module::load(&self.engine, &name, stage, &bytes, settings, limits).map(Arc::new)
     }
 
@@ -183,19 +180,37 @@ impl ModuleRegistry {
     /// # Errors
     /// What makes it unfit, with the cure.
     pub fn load(&self, file: &ArchivedModule, settings: &ChainSettings) -> Result<Arc<Module>, ModuleFault> {
-        let limits = &settings.limits;
+        let limits = settings.limits.of(&file.name);
         let ArchivedModule { revision, stage, name, bytes, settings } = file;
-        let key = (*stage, name.clone(), *revision);
-        let alive = |modules: &HashMap<_, Weak<Module>>| {
-            modules.get(&key).and_then(Weak::upgrade).filter(|module| module.limits() == limits)
-        };
-        if let Some(module) = alive(&self.alive.lock().unwrap_or_else(PoisonError::into_inner)) {
+        let key = (*stage, name.clone(), *revision, limits.clone());
+        let alive =
+            self.alive.lock().unwrap_or_else(PoisonError::into_inner).get(&key).and_then(Weak::upgrade);
+        if let Some(module) = alive {
             return Ok(module);
         }
-        let module = Arc::new(Module::load(&self.engine, name, *stage, bytes, settings.clone(), limits)?);
+        let compiled = self.alive(*stage, *revision, |_| bytes.len() <= limits.file_bytes);
+        let module = match compiled {
+            Some(module) => module.within(&self.engine, name, limits),
+            None => Module::load(&self.engine, name, *stage, bytes, settings.clone(), limits),
+        };
+        let module = Arc::new(module?);
         let mut modules = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         modules.retain(|_, module| module.strong_count() > 0);
         modules.insert(key, Arc::downgrade(&module));
         Ok(module)
+    }
+
+    /// A module that is alive, under whatever name (names are no part of what a module says), and with
+    /// limits that will do.
+    fn alive(
+        &self,
+        stage: Stage,
+        revision: Revision,
+        will_do: impl Fn(&Limits) -> bool,
+    ) -> Option<Arc<Module>> {
+        let modules = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        modules.iter().find_map(|((other_stage, _, other, limits), module)| {
+            (*other_stage == stage && *other == revision && will_do(limits)).then(|| module.upgrade())?
+        })
     }
 }

@@ -179,7 +179,7 @@ mod tests {
             validators: Some(folder.join("rules")),
             mapper: folder.join("rows.wasm"),
             settings: BTreeMap::new(),
-            limits: super::super::Limits::default(),
+            limits: super::super::ModuleLimits::default(),
         })
     }
 

@@ -78,6 +78,35 @@ pub fn talking_validator(change: impl Fn(&str) -> String) -> Vec<u8> {
     typed(&with_prelude(&change(TALKER)).replacen("(module", import, 1), CONTRACT, "validator")
 }
 
+/// A component of so many functions of so many multiplications and additions each: no Sluice module, which
+/// shows once it is compiled, but that takes as long as one likes.
+pub fn bomb(functions: usize, operations: usize) -> Vec<u8> {
+    /// Unsigned LEB128.
+    fn number(mut number: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while number > 0x7f {
+            bytes.push(0x80 | (number & 0x7f) as u8);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+        bytes
+    }
+    let section = |id: u8, content: &[u8]| [&[id], &number(content.len())[..], content].concat();
+    // No locals; local 0 = local 0 * local 1 + local 0, many times; local 0.
+    let operation = [0x20, 0, 0x20, 1, 0x7e, 0x20, 0, 0x7c, 0x21, 0];
+    let body = [&[0], &operation.repeat(operations)[..], &[0x20, 0, 0x0b]].concat();
+    let body = [&number(body.len())[..], &body].concat();
+    let module = [
+        b"\0asm\x01\0\0\0".to_vec(),
+        // One type: two 64-bit integers to one.
+        section(1, &[1, 0x60, 2, 0x7e, 0x7e, 1, 0x7e]),
+        section(3, &[number(functions), vec![0; functions]].concat()),
+        section(10, &[number(functions), body.repeat(functions)].concat()),
+    ]
+    .concat();
+    [b"\0asm\x0d\0\x01\0".to_vec(), section(1, &module)].concat()
+}
+
 /// Limits that tests reach quickly: 16 MiB and a quarter of a second.
 pub fn tight() -> Limits {
     Limits {
@@ -121,7 +150,7 @@ impl ModuleFolder {
             validators: Some(validators),
             mapper: folder.path().join("mapper.wasm"),
             settings: BTreeMap::new(),
-            limits,
+            limits: limits.into(),
         };
         let registry = ModuleRegistry::new(engine, WasmMetrics::register(&metrics).expect("fresh registry"));
         let this = Self { folder, settings, metrics, registry };

@@ -45,10 +45,18 @@ impl Refusal {
             Fault::Read(_) | Fault::NotAFile | Fault::Growing | Fault::Name | Fault::TooLarge { .. } => {
                 Gate::Read
             }
-            Fault::NotWasm { .. } | Fault::Compile(_) | Fault::Wrap(_) => Gate::Compile,
+            Fault::NotWasm { .. }
+            | Fault::Compile(_)
+            | Fault::Wrap(_)
+            | Fault::CompileTime { .. }
+            | Fault::CompileMemory { .. }
+            | Fault::CompilerCrashed(_)
+            | Fault::Compiler(_) => Gate::Compile,
             _ => Gate::Contract,
         };
-        let is_transient = matches!(fault, Fault::Host(_) | Fault::Growing | Fault::Read(_));
+        // A compiler that crashed or ran out of its own limits would do so again.
+        let is_transient =
+            matches!(fault, Fault::Host(_) | Fault::Growing | Fault::Read(_) | Fault::Compiler(_));
         Self { gate, reason: fault.to_string(), is_transient }
     }
 
@@ -160,4 +168,26 @@ impl Entry {
 /// RFC 3339, UTC, in milliseconds.
 pub(super) fn now() -> String {
     format!("{:.3}", jiff::Timestamp::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_a_file_does_to_its_compiler_is_refused_and_what_the_machine_does_is_waited_out() {
+        let second = Duration::from_secs(1);
+        for fault in [
+            ModuleFault::CompileTime { limit: second },
+            ModuleFault::CompileMemory { limit: 1 },
+            ModuleFault::CompilerCrashed("its stack overflows".to_owned()),
+            ModuleFault::InitSlow { allowed: second },
+        ] {
+            assert!(!Refusal::of(&fault).is_transient, "{fault}");
+        }
+        let refusal = Refusal::of(&ModuleFault::Compiler("killed".to_owned()));
+        assert!(refusal.is_transient && refusal.gate == Gate::Compile);
+    }
 }

@@ -17,8 +17,7 @@ use crate::domain::module::ArchivedModule;
 use crate::domain::verdict::Stage;
 use crate::telemetry;
 use crate::wasm::{
-    ChainSettings, Limits, Module, ModuleFault, ModuleRegistry, SingleModule, WasmEngine, WasmMetrics,
-    module_name,
+    ChainSettings, Limits, Module, ModuleFault, ModuleRegistry, SingleModule, WasmMetrics, module_name,
 };
 
 /// Looked for where no configuration is named.
@@ -73,7 +72,7 @@ impl Workshop {
         }
         let settings = arguments.settings.as_deref().map(settings).transpose()?;
         let registry =
-            ModuleRegistry::new(WasmEngine::new(1)?, WasmMetrics::register(&telemetry::registry())?);
+            ModuleRegistry::new(app::wasm_engine(1)?, WasmMetrics::register(&telemetry::registry())?);
         Ok(Self { registry, config, pipeline: arguments.pipeline.clone(), settings })
     }
 
@@ -152,7 +151,11 @@ impl Workshop {
                 validators: None,
                 mapper: path.to_owned(),
                 settings: BTreeMap::new(),
-                limits: self.config.as_ref().map_or_else(Limits::default, |config| config.modules.clone()),
+                limits: self
+                    .config
+                    .as_ref()
+                    .map_or_else(Limits::default, |config| config.modules.clone())
+                    .into(),
             },
         };
         if let Some(settings) = &self.settings {
@@ -161,31 +164,36 @@ impl Workshop {
         Ok(chosen)
     }
 
-    /// The pipeline that was named, or the one that gives the module settings.
+    /// The pipeline that was named, or the one that gives the module settings or limits.
     fn pipeline_of(&self, name: &str) -> Result<Option<(&Config, &PipelineConfig)>> {
         let Some(config) = &self.config else { return Ok(None) };
         if self.pipeline.is_some() {
             return Ok(Some((config, self.pipeline()?)));
         }
         let giving: Vec<&PipelineConfig> =
-            config.pipelines.iter().filter(|pipeline| pipeline.settings.contains_key(name)).collect();
+            config.pipelines.iter().filter(|pipeline| gives(pipeline, name) != (None, None)).collect();
         match giving.as_slice() {
             [] => Ok(None),
             [first, rest @ ..]
                 if self.settings.is_some()
-                    || rest.iter().all(|other| other.settings.get(name) == first.settings.get(name)) =>
+                    || rest.iter().all(|other| gives(other, name) == gives(first, name)) =>
             {
                 Ok(Some((config, first)))
             }
             several => {
                 let names: Vec<&str> = several.iter().map(|pipeline| pipeline.name.as_str()).collect();
                 bail!(
-                    "pipelines give module {name} different settings; choose with --pipeline: {}",
+                    "pipelines give module {name} different settings or limits; choose with --pipeline: {}",
                     names.join(", ")
                 )
             }
         }
     }
+}
+
+/// What a pipeline gives a module.
+fn gives<'p>(pipeline: &'p PipelineConfig, module: &str) -> (Option<&'p Value>, Option<&'p Limits>) {
+    (pipeline.settings.get(module), pipeline.limits.get(module))
 }
 
 /// A JSON object, or `@FILE` with one.
