@@ -9,8 +9,9 @@ use super::environment::{is_variable, only_variable};
 use super::error::one_of;
 use super::reader::Section;
 use super::sections::{bytes_within, positive, within};
-use super::values::{Leaf, Names, Refusal, Scalar, show_bytes, word};
+use super::values::{Leaf, Names, Refusal, Scalar, Share, show_bytes, word};
 use super::{BatchConfig, Delivery, ModuleFiles, PipelineConfig, ResourcesConfig, StartOffset};
+use crate::domain::breaker::{BreakerMode, BreakerSettings};
 
 /// ClickHouse cuts an INSERT into blocks of this many rows (`max_insert_block_size`); a batch is one block.
 const MOST_ROWS: u64 = 1_048_449;
@@ -105,6 +106,7 @@ fn pipeline(
     let settings = settings(&mut section);
     let tables = tables(&mut section);
     let batch = batch(section.section("batch"), in_flight_share);
+    let breaker = breaker(section.section("breaker"));
     section.finish();
     PipelineConfig {
         name,
@@ -118,6 +120,7 @@ fn pipeline(
         settings,
         tables,
         batch,
+        breaker,
     }
 }
 
@@ -273,4 +276,24 @@ fn batch(mut section: Section<'_>, in_flight_share: u64) -> BatchConfig {
     }
     section.finish();
     config
+}
+
+impl Leaf for BreakerMode {
+    const KIND: &'static str = "off, warn or roll-back";
+
+    fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
+        word(scalar, &[Self::Off, Self::Warn, Self::RollBack].map(|mode| (mode.as_str(), mode)))
+    }
+}
+
+fn breaker(mut section: Section<'_>) -> BreakerSettings {
+    let mode = section.read("mode", "roll-back");
+    let window = positive(&mut section, "window", "1m");
+    let probation = positive(&mut section, "probation", "10m");
+    let records = within(&mut section, "records", "200", 50, 100_000);
+    let Share(rejections) = section.read("rejections", "20%");
+    let Share(faults) = section.read("faults", "2%");
+    let Share(new_rule_rejections) = section.read("new_rule_rejections", "90%");
+    section.finish();
+    BreakerSettings { mode, window, probation, records, rejections, faults, new_rule_rejections }
 }

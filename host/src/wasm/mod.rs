@@ -13,6 +13,7 @@
 //! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
 //! | `log.rs` | what modules say to those who run them |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
+//! | `tally.rs` | what became of the records that each revision was shown |
 
 mod answer;
 mod bindings;
@@ -27,6 +28,7 @@ mod metrics;
 mod module;
 mod registry;
 mod status_file;
+mod tally;
 mod watcher;
 
 pub use chain::WasmChain;
@@ -37,4 +39,5 @@ pub use metrics::WasmMetrics;
 pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};
 pub use registry::{LoadError, LoadProblem, ModuleRegistry};
 pub use status_file::StatusFiles;
+pub use tally::Tally;
 pub use watcher::ModuleWatcher;
