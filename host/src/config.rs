@@ -25,6 +25,7 @@ use std::time::Duration;
 pub use error::{ConfigErrors, ConfigFault};
 
 pub use crate::clickhouse::settings::{ClickHouseSettings, TransferCompression};
+pub use crate::domain::breaker::BreakerSettings;
 pub use crate::domain::ledger::Delivery;
 pub use crate::domain::secret::Secret;
 pub use crate::kafka::client::KafkaSettings;
@@ -177,6 +178,8 @@ pub struct PipelineConfig {
     pub tables: BTreeMap<String, String>,
     /// When a batch is full.
     pub batch: BatchConfig,
+    /// When a fresh revision of a module has to go.
+    pub breaker: BreakerSettings,
 }
 
 impl PipelineConfig {

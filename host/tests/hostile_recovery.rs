@@ -147,7 +147,7 @@ fn files_that_no_gate_lets_in_change_nothing() {
         ("a module may import nothing but sluice:module/log", typed(&of_a_clock, CONTRACT, "validator")),
         ("is a mapper, but a validator is due here", hostile_mapper(|text| text)),
         ("fails in init: wasm trap", validator_with_init("(unreachable)")),
-        ("fails in init: no answer within", validator_with_init("(call $endless) (unreachable)")),
+        ("for init, which is half of its call_timeout", validator_with_init("(call $endless) (unreachable)")),
         ("fails in init: asked for", validator_with_init("(call $hoard) (unreachable)")),
     ];
     let traffic = Traffic::generate(51, 100_000, 0.02);

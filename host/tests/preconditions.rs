@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sluice::app::preconditions::{chain_fault, pending_inserts};
-use sluice::config::{BatchConfig, Delivery, PipelineConfig, StartOffset};
+use sluice::config::{BatchConfig, BreakerSettings, Delivery, PipelineConfig, StartOffset};
 use sluice::pipeline::ports::Chain;
 use support::guests::{ModuleFolder, tight};
 
@@ -24,6 +24,7 @@ fn pipeline(topics: &[&str], table: &str) -> PipelineConfig {
         limits: BTreeMap::new(),
         tables: BTreeMap::from([("texts".to_owned(), table.to_owned())]),
         batch: BatchConfig { rows: 1, bytes: 1, linger: Duration::ZERO, concurrent_inserts: 1 },
+        breaker: BreakerSettings::default(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! A pass looks at all files (`scan.rs`), decides for each module which revision is due (the file's, unless
 //! one is held in its place; `due.rs`), takes each that is not live yet through the gate (`gate.rs`), and
 //! publishes one new chain of everything that passed and of what was live before for everything that did not
-//! (`deploy.rs`). Then it says how everything stands (`tell.rs`). Passes are made when the watcher says that
+//! (`deploy.rs`). Then it says how everything stands (`tell.rs`). Between passes it looks how fresh revisions
+//! do (`breaker.rs`). Passes are made when the watcher says that
 //! files changed, when an operator orders something, when something that a pass lacked may be there again,
 //! and every `modules.poll`, which also notices what other hosts decided and what became of the tables.
 //!
@@ -14,6 +15,7 @@
 //! - a file that does not pass takes nothing away: the revision before it goes on;
 //! - after a restart the same revisions are live: what the file cannot give comes out of the archive.
 
+mod breaker;
 mod deploy;
 mod due;
 mod entry;
@@ -29,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::clickhouse::archive::RevisionArchive;
@@ -88,6 +91,12 @@ pub(super) struct Reloader {
     chain: Option<ChainSlot>,
     retired: Vec<Arc<BoundChain>>,
     due: Instant,
+    /// When it was made: the breaker's times begin here.
+    started: Instant,
+    /// No chain has been published yet.
+    is_start: bool,
+    /// Until when the breaker rolls nothing back.
+    rest: Instant,
     /// Whether the pass under way lacked something.
     lacks: Option<Duration>,
     shown: BTreeMap<Key, (ModuleState, Option<Revision>, Option<String>)>,
@@ -137,6 +146,9 @@ impl Reloader {
             chain: None,
             retired: Vec::new(),
             due: Instant::now(),
+            started: Instant::now(),
+            is_start: true,
+            rest: Instant::now(),
             lacks: None,
             shown: BTreeMap::new(),
             states: Vec::new(),
@@ -223,6 +235,8 @@ impl Reloader {
 
     /// Follows the files and obeys orders until `stop`.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<ModuleOrder>, stop: CancellationToken) {
+        let mut looks = tokio::time::interval(breaker::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let due = self.due;
             // All of them are cancel-safe; what is not taken in one round is in the next.
@@ -230,6 +244,10 @@ impl Reloader {
                 () = stop.cancelled() => return,
                 () = self.watcher.changed() => {}
                 () = tokio::time::sleep_until(due.into()) => self.refresh().await,
+                _ = looks.tick(), if self.has_breaker() => {
+                    self.look().await;
+                    continue;
+                }
                 Some(order) = orders.recv() => {
                     self.obey(order).await;
                     continue;

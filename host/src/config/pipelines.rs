@@ -8,8 +8,9 @@ use config::{Value, ValueKind};
 use super::environment::{is_variable, only_variable};
 use super::reader::Section;
 use super::sections::{bytes_within, limits, positive, within};
-use super::values::{Leaf, Names, Refusal, Scalar, show_bytes, word};
+use super::values::{Leaf, Names, Refusal, Scalar, Share, show_bytes, word};
 use super::{BatchConfig, Delivery, Limits, ModuleFiles, PipelineConfig, ResourcesConfig, StartOffset};
+use crate::domain::breaker::{BreakerMode, BreakerSettings};
 use crate::domain::spelling::one_of;
 
 /// ClickHouse cuts an INSERT into blocks of this many rows (`max_insert_block_size`); a batch is one block.
@@ -108,6 +109,7 @@ fn pipeline(
     let limits = module_limits(&mut section, defaults);
     let tables = tables(&mut section);
     let batch = batch(section.section("batch"), in_flight_share);
+    let breaker = breaker(section.section("breaker"));
     section.finish();
     PipelineConfig {
         name,
@@ -122,6 +124,7 @@ fn pipeline(
         limits,
         tables,
         batch,
+        breaker,
     }
 }
 
@@ -289,4 +292,24 @@ fn batch(mut section: Section<'_>, in_flight_share: u64) -> BatchConfig {
     }
     section.finish();
     config
+}
+
+impl Leaf for BreakerMode {
+    const KIND: &'static str = "off, warn or roll-back";
+
+    fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
+        word(scalar, &[Self::Off, Self::Warn, Self::RollBack].map(|mode| (mode.as_str(), mode)))
+    }
+}
+
+fn breaker(mut section: Section<'_>) -> BreakerSettings {
+    let mode = section.read("mode", "roll-back");
+    let window = positive(&mut section, "window", "1m");
+    let probation = positive(&mut section, "probation", "10m");
+    let records = within(&mut section, "records", "200", 50, 100_000);
+    let Share(rejections) = section.read("rejections", "20%");
+    let Share(faults) = section.read("faults", "2%");
+    let Share(new_rule_rejections) = section.read("new_rule_rejections", "90%");
+    section.finish();
+    BreakerSettings { mode, window, probation, records, rejections, faults, new_rule_rejections }
 }

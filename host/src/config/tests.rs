@@ -69,6 +69,7 @@ pipelines:
     limits: {purchase-rules: {memory: 1B, rows: 5}, rows: 64MiB}
     tables: {rows: "a.b.c"}
     batch: {rows: 0, bytes: 1GiB, linger: soon, concurrent_inserts: 2.5}
+    breaker: {mode: rollback, records: 1, faults: 0.02, rejections: 120%}
     batches: {}
   "a b": {topics: [], group: sluice-purchases, mapper: rows.wasm}
 plugins: {}
@@ -265,6 +266,8 @@ fn the_shipped_file_says_what_the_defaults_are() {
     assert_eq!(config.clickhouse, defaults.clickhouse);
     let (shipped, default) = (&config.pipelines[0], &defaults.pipelines[0]);
     assert_eq!(shipped.batch, default.batch);
+    assert_eq!(shipped.breaker, default.breaker);
+    assert_eq!(shipped.breaker, BreakerSettings::default(), "the breaker has the same defaults");
     assert_eq!(shipped.group, default.group);
     assert_eq!(shipped.dead_letter_topic, default.dead_letter_topic);
 }

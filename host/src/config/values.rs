@@ -188,6 +188,28 @@ fn parse_bytes(text: &str) -> Option<u64> {
     number.checked_mul(unit)
 }
 
+/// A part of something, from 0 to 1; written as a percentage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Share(pub(super) f64);
+
+impl Leaf for Share {
+    const KIND: &'static str = "percentage";
+
+    fn read(scalar: &Scalar<'_>) -> Result<Self, Refusal> {
+        let percent = match scalar {
+            Scalar::Text(text) => text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok()),
+            _ => None,
+        };
+        percent
+            .filter(|percent| (0.0..=100.0).contains(percent))
+            .map(|percent| Self(percent / 100.0))
+            .map_or_else(
+                || Refusal::kind("a percentage", scalar, "write a number from 0 to 100 and %, such as 20%"),
+                Ok,
+            )
+    }
+}
+
 /// Bytes as a person writes them, in the largest unit that divides them.
 pub(super) fn show_bytes(bytes: u64) -> String {
     [(30, "GiB"), (20, "MiB"), (10, "KiB")]
@@ -262,6 +284,14 @@ mod tests {
         for bytes in [0, 17, 1 << 10, 32 << 20, (32 << 20) + 1, 3 << 30] {
             assert_eq!(parse_bytes(&show_bytes(bytes)), Some(bytes));
         }
+    }
+
+    #[test]
+    fn a_percentage_says_that_it_is_one() {
+        let read = |text| Share::read(&Scalar::Text(text)).ok().map(|Share(share)| share);
+        assert_eq!(["20%", "2.5 %", "0%", "100%"].map(read), [Some(0.2), Some(0.025), Some(0.0), Some(1.0)]);
+        assert_eq!(["20", "", "%", "-1%", "101%", "NaN%", "inf%", "x%"].map(read), [None; 8]);
+        assert!(Share::read(&Scalar::Float(0.2)).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod batch;
+pub mod breaker;
 pub mod chunk;
 pub mod column_type;
 pub mod deployment;

@@ -42,6 +42,7 @@ use super::instance::{CallFault, Instance, StartFault};
 use super::log::ModuleLog;
 use super::metrics::{ModuleMetrics, WasmMetrics};
 use super::module::Module;
+use super::tally::Tally;
 
 /// Longest wait before an instance is tried again.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -68,6 +69,7 @@ struct Inner {
 struct Link {
     module: Arc<Module>,
     metrics: ModuleMetrics,
+    tally: Arc<Tally>,
     log: Arc<ModuleLog>,
     /// Chunks, one after the other, that exhausted what they may lose. Approximate: runners share it.
     exhausted: AtomicU32,
@@ -92,18 +94,21 @@ impl std::fmt::Debug for WasmChain {
 }
 
 impl WasmChain {
-    /// A chain of `validators`, in order, and `mapper`.
-    pub fn new(
+    /// A chain of `validators`, in order, and `mapper`, each with where it is counted what becomes of
+    /// the records that it is shown.
+    pub(super) fn new(
         engine: WasmEngine,
         validators: Vec<Arc<Module>>,
         mapper: Arc<Module>,
         pipeline: &str,
         metrics: &WasmMetrics,
+        tally: impl Fn(&ModuleIdentity) -> Arc<Tally>,
     ) -> Self {
         let link = |module: Arc<Module>| {
             let metrics = metrics.module(pipeline, &module.identity().name);
             let log = ModuleLog::new(pipeline, module.identity(), metrics.log_lines_dropped.clone());
-            Link { module, metrics, log, exhausted: AtomicU32::new(0) }
+            let tally = tally(module.identity());
+            Link { module, metrics, tally, log, exhausted: AtomicU32::new(0) }
         };
         let validators: Vec<_> = validators.into_iter().map(link).collect();
         let mapper = link(mapper);
@@ -178,17 +183,22 @@ impl Runner {
             judge(&chain.engine, validator, chunk, &alive, run, |range, answer| {
                 refuse(&mut rejections, validator, &alive[range], answer.refusals);
             });
-            let mut refused = rejections[known..].iter().map(|(index, _)| *index).peekable();
+            let refused = rejections[known..].iter();
+            validator.tally.add(alive.len(), refused.clone().map(|(_, rejection)| rejection));
+            let mut refused = refused.map(|(index, _)| *index).peekable();
             alive.retain(|index| refused.next_if_eq(index).is_none());
         }
 
         force(&mut rejections, &mut alive, &chain.mapper, chain.validators.len(), forced);
         let mut rows = RowCollector::new(chain.mapper.module.outputs().len(), chunk.len());
         if !alive.is_empty() {
+            let known = rejections.len();
             judge(&chain.engine, &chain.mapper, chunk, &alive, run, |range, answer| {
                 refuse(&mut rejections, &chain.mapper, &alive[range.clone()], answer.refusals);
                 rows.append(&alive[range], answer.outputs);
             });
+            let refused = rejections[known..].iter();
+            chain.mapper.tally.add(alive.len(), refused.map(|(_, rejection)| rejection));
         }
         rejections.sort_by_key(|(index, _)| *index);
         ChunkVerdicts { chain: chain.revision, outputs: rows.outputs, rejections }
@@ -205,7 +215,9 @@ pub struct SingleModule {
 
 impl SingleModule {
     pub(super) fn new(engine: WasmEngine, module: Arc<Module>, metrics: &WasmMetrics) -> Self {
-        Self { engine, link: Arc::new(Link { module, metrics: metrics.hidden() }) }
+        let log = ModuleLog::trial(module.identity());
+        let (metrics, tally) = (metrics.hidden(), Arc::default());
+        Self { engine, link: Arc::new(Link { module, metrics, tally, log, exhausted: AtomicU32::new(0) }) }
     }
 
     /// What runs.
@@ -220,7 +232,7 @@ impl SingleModule {
         let mut rejections = Vec::new();
         let mut rows = RowCollector::new(link.module.outputs().len(), chunk.len());
         if !selected.is_empty() {
-            judge(&self.engine, link, chunk, selected, |range, answer| {
+            judge(&self.engine, link, chunk, selected, Run::First, |range, answer| {
                 refuse(&mut rejections, link, &selected[range.clone()], answer.refusals);
                 rows.append(&selected[range], answer.outputs);
             });

@@ -16,6 +16,7 @@
 //! | `log.rs` | what modules say to those who run them |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
 //! | `cases.rs`, `compare.rs` | what a module should say, and what another revision says |
+//! | `tally.rs` | what became of the records that each revision was shown |
 
 mod answer;
 mod bindings;
@@ -34,6 +35,7 @@ mod metrics;
 mod module;
 mod registry;
 mod status_file;
+mod tally;
 mod watcher;
 
 pub use cases::{CasesFault, GoldenCases, cases_path};
@@ -48,4 +50,5 @@ pub use metrics::WasmMetrics;
 pub use module::{CONTRACT_VERSION, Module, ModuleFault, canonical_settings};
 pub use registry::{LoadError, LoadProblem, ModuleRegistry};
 pub use status_file::StatusFiles;
+pub use tally::Tally;
 pub use watcher::ModuleWatcher;

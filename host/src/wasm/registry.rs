@@ -1,7 +1,7 @@
 //! Registry: from files and settings to a chain, everything that is wrong reported at once.
 //!
 //! State: weak references to the modules that are alive, so that a chain loaded again compiles only
-//! what changed.
+//! what changed, and to the tallies of those that run.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::domain::module::{ArchivedModule, module_revision};
 use crate::domain::verdict::{Revision, Stage};
+use crate::pipeline::ports::ModuleIdentity;
 
 use super::chain::{SingleModule, WasmChain};
 use super::engine::WasmEngine;
@@ -17,6 +18,7 @@ use super::folder::{ChainSettings, ModuleFile};
 use super::limits::{Limits, ModuleLimits};
 use super::metrics::WasmMetrics;
 use super::module::{Module, ModuleFault};
+use super::tally::{Tallies, Tally};
 
 /// One thing that keeps a chain from loading.
 #[derive(Debug)]
@@ -55,6 +57,7 @@ pub struct ModuleRegistry {
     engine: WasmEngine,
     metrics: WasmMetrics,
     alive: Mutex<HashMap<Key, Weak<Module>>>,
+    tallies: Tallies,
 }
 
 /// What makes a module the same: pipelines may give one file other limits, and each keeps its own.
@@ -63,7 +66,7 @@ type Key = (Stage, String, Revision, Limits);
 impl ModuleRegistry {
     /// An empty registry.
     pub fn new(engine: WasmEngine, metrics: WasmMetrics) -> Self {
-        Self { engine, metrics, alive: Mutex::default() }
+        Self { engine, metrics, alive: Mutex::default(), tallies: Tallies::default() }
     }
 
     /// Loads every module of a pipeline. Blocking, for as long as compiling takes.
@@ -147,14 +150,23 @@ impl ModuleRegistry {
             }
         }
         match loaded.pop() {
-            Some(mapper) if problems.is_empty() => Ok(self.compose(loaded, mapper, pipeline)),
+            Some(mapper) if problems.is_empty() => {
+                let tally = |_: &ModuleIdentity| Arc::default();
+                Ok(WasmChain::new(self.engine.clone(), loaded, mapper, pipeline, &self.metrics, tally))
+            }
             _ => Err(LoadError { problems }),
         }
     }
 
     /// A chain of `validators`, in order, and `mapper`; its metrics are those of `pipeline`.
     pub fn compose(&self, validators: Vec<Arc<Module>>, mapper: Arc<Module>, pipeline: &str) -> WasmChain {
-        WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics)
+        let tally = |module: &ModuleIdentity| self.tally(pipeline, module);
+        WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics, tally)
+    }
+
+    /// What became of the records that the chains of `pipeline` showed to a revision of a module.
+    pub fn tally(&self, pipeline: &str, module: &ModuleIdentity) -> Arc<Tally> {
+        self.tallies.of(pipeline, module)
     }
 
     /// `module` on its own, for golden cases and comparisons.

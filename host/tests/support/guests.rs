@@ -69,7 +69,35 @@ pub fn hostile_mapper(change: impl Fn(String) -> String) -> Vec<u8> {
 
 /// The validator that rejects what its settings say.
 pub fn choosy_validator() -> Vec<u8> {
-    typed(&with_prelude(CHOOSY), CONTRACT, "validator")
+    changed_choosy(&[])
+}
+
+/// One that rejects what has `letter` at byte `place` of its payload, whatever its settings.
+pub fn rejecting(letter: u8, place: usize) -> Vec<u8> {
+    changed_choosy(&[
+        ("(i32.gt_u (local.get $length) (i32.const 11))", "(i32.const 0)".to_owned()),
+        ("$letter (mut i32) (i32.const -1)", format!("$letter (mut i32) (i32.const {letter})")),
+        // Of $letter in the prelude, which is the first to load a byte.
+        ("(i32.load8_u", format!("(i32.load8_u offset={place}")),
+    ])
+}
+
+/// One that traps, whatever it is shown.
+pub fn trapping() -> Vec<u8> {
+    changed_choosy(&[("(local.set $count", "(unreachable) (local.set $count".to_owned())])
+}
+
+/// One that never answers.
+pub fn looping() -> Vec<u8> {
+    changed_choosy(&[("(local.set $count", "(call $endless) (local.set $count".to_owned())])
+}
+
+fn changed_choosy(changes: &[(&str, String)]) -> Vec<u8> {
+    let change = |text: String, (from, to): &(&str, String)| {
+        assert!(text.contains(from), "{from} is in no guest any more");
+        text.replacen(from, to, 1)
+    };
+    typed(&changes.iter().fold(with_prelude(CHOOSY), change), CONTRACT, "validator")
 }
 
 /// The validator that logs, after `change` to its text.

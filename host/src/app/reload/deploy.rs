@@ -89,12 +89,15 @@ impl Reloader {
                 self.publish(Arc::new(BoundChain { chain: Arc::new(chain), tables }));
             }
             for (key, candidate) in candidates {
+                let watch = self.watch(&key, &candidate);
                 let Some(entry) = self.entries.get_mut(&key) else { continue };
                 entry.live = match candidate {
                     Candidate::Module { module, .. } => Some(Live::now(module)),
                     Candidate::Nothing => None,
                 };
+                entry.watch = watch;
             }
+            self.is_start = false;
             return;
         }
     }

@@ -99,6 +99,9 @@ impl Reloader {
                 (None, Some(content)) => Trial::File(content),
                 (None, None) => Trial::Refused,
             };
+            if let Some(Hold { kind: HoldKind::RolledBack, instead_of, .. }) = &hold {
+                entry.rolled_back = *instead_of;
+            }
             entry.held = hold.as_ref().map(|hold| (hold.kind, reason_of(hold)));
             self.decide(key, trial, cases, &standing, &mut candidates).await;
         }
@@ -199,7 +202,7 @@ impl Reloader {
 }
 
 /// Whether a hold counts, given the revision of the file.
-fn is_in_force(hold: &Hold, found: Option<Revision>) -> bool {
+pub(super) fn is_in_force(hold: &Hold, found: Option<Revision>) -> bool {
     match hold.kind {
         HoldKind::Pinned => true,
         // A file that cannot be read is not another one.

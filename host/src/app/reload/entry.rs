@@ -9,6 +9,7 @@ use crate::domain::verdict::{Revision, Stage};
 use crate::pipeline::modules::{Gate, ModuleReport, ModuleState, Problem, RevisionSince};
 use crate::wasm::{Module, ModuleFault};
 
+use super::breaker::Watch;
 use super::gate::{self, CasesOutcome};
 use super::scan::CasesContent;
 
@@ -86,6 +87,10 @@ pub(super) struct Entry {
     pub(super) found: Option<(Revision, String, CasesContent)>,
     /// What is held in place of the file, and why.
     pub(super) held: Option<(HoldKind, String)>,
+    /// Revision of a file that was rolled back last; should it run again, somebody wants it to.
+    pub(super) rolled_back: Option<Revision>,
+    /// How the live revision does, where a breaker watches it.
+    pub(super) watch: Option<Watch>,
     /// Revision that was due when it was tried last.
     pub(super) tried: Option<Revision>,
     /// Why what was found, or what is held, is not live.
@@ -106,6 +111,8 @@ impl Entry {
             live: None,
             found: None,
             held: None,
+            rolled_back: None,
+            watch: None,
             tried: None,
             refusal: None,
             is_missing: false,
@@ -139,10 +146,14 @@ impl Entry {
             let reason = "its file is gone; the last good revision goes on: copy the file again".to_owned();
             self.is_missing.then_some(Problem { gate: None, reason })
         };
+        let warned = || {
+            let reason = self.watch.as_ref()?.warning()?.to_owned();
+            Some(Problem { gate: None, reason })
+        };
         match (&self.refusal, &self.held) {
             (Some(refusal), _) => Some(Problem { gate: Some(refusal.gate), reason: refusal.reason.clone() }),
             (None, Some((_, reason))) => Some(Problem { gate: None, reason: reason.clone() }),
-            (None, None) => missing().or_else(failing),
+            (None, None) => missing().or_else(warned).or_else(failing),
         }
     }
 

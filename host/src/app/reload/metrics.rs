@@ -2,6 +2,7 @@
 
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use crate::domain::breaker::BreakerMode;
 use crate::pipeline::modules::ModuleState;
 
 /// Metrics of all reloaders in one registry.
@@ -10,6 +11,7 @@ pub(in crate::app) struct ReloadMetrics {
     reloads: IntCounterVec,
     states: IntGaugeVec,
     waiting: IntCounterVec,
+    broke: IntCounterVec,
 }
 
 impl ReloadMetrics {
@@ -34,10 +36,18 @@ impl ReloadMetrics {
                 Opts::new("sluice_chain_waits_total", "Times that a new chain had to wait for ClickHouse"),
                 &["pipeline"],
             )?,
+            broke: IntCounterVec::new(
+                Opts::new(
+                    "sluice_breaker_trips_total",
+                    "Times that the breaker warned of a fresh revision of a module, or rolled it back",
+                ),
+                &["pipeline", "module", "action"],
+            )?,
         };
         registry.register(Box::new(metrics.reloads.clone()))?;
         registry.register(Box::new(metrics.states.clone()))?;
         registry.register(Box::new(metrics.waiting.clone()))?;
+        registry.register(Box::new(metrics.broke.clone()))?;
         Ok(metrics)
     }
 
@@ -47,6 +57,11 @@ impl ReloadMetrics {
 
     pub(super) fn waiting(&self, pipeline: &str) {
         self.waiting.with_label_values(&[pipeline]).inc();
+    }
+
+    /// Counts what the breaker did.
+    pub(super) fn broke(&self, pipeline: &str, module: &str, action: BreakerMode) {
+        self.broke.with_label_values(&[pipeline, module, action.as_str()]).inc();
     }
 
     /// Shows these states, and no other ones of `before`.
