@@ -54,7 +54,7 @@ clickhouse:
   settings: {async_insert: 1, insert_quorum: [1]}
   migrations: elsewhere
   migrate_at_start: "yes"
-admin: {listen: 'localhost:9464'}
+admin: {listen: 'localhost:9464', token: open sesame}
 logging: {level: inof, format: pretty}
 resources: {workers: -1, in_flight_bytes: 1MB, drain_timeout: 0s}
 modules: {memory: 64 megabytes, call_timeout: 1ms, output_bytes_per_record: 5MiB}
@@ -166,6 +166,22 @@ fn a_secret_comes_from_its_file_and_is_never_shown() {
     assert!(both.contains("keep one of the two") && !both.contains("hunter2"), "{both}");
     let refused = complaints(&yaml, &[("SLUICE__KAFKA__PROPERTIES__SSL_KEY_PEM", "hunter3\0")]);
     assert!(!refused.contains("hunter3"), "{refused}");
+}
+
+#[test]
+fn a_token_that_can_be_guessed_or_sent_by_nobody_is_refused_without_being_shown() {
+    let of = |token: &str| read(SMALLEST, &[("SLUICE__ADMIN__TOKEN", token)]);
+    assert_eq!(of("0123456789abcdef").expect("valid").admin.token.reveal(), "0123456789abcdef");
+    assert!(of("").expect("valid").admin.token.is_empty());
+    for (token, why) in [
+        ("0123456789abcde", "shorter than 16 bytes"),
+        ("0123 456789 abcdef", "cannot carry"),
+        ("0123456789abcdé", "carry"),
+    ] {
+        let refused = of(token).expect_err("refused").to_string();
+        assert!(refused.contains("admin.token") && refused.contains(why), "{refused}");
+        assert!(refused.contains("openssl rand") && !refused.contains(token), "{refused}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this module")]
 
 pub mod clickhouse_server;
+pub mod deployment;
 pub mod guests;
 pub mod kafka;
 pub mod member;
