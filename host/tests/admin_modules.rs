@@ -66,6 +66,19 @@ fn deploy(deployment: &Deployment, sluice: &Sluice, number: u8) -> String {
     rules(sluice).1
 }
 
+/// `sluice module ARGUMENTS` against a host: exit code, standard output and error.
+fn command(host: &Configuration, sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let ended = host
+        .prepare(&[&["module"], arguments].concat())
+        .env("SLUICE_ADMIN_URL", sluice.admin_url())
+        .env("SLUICE_ADMIN_TOKEN", token())
+        .env("USER", "eve")
+        .output()
+        .expect("the sluice program runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (ended.status.code(), text(ended.stdout), text(ended.stderr))
+}
+
 fn events(sluice: &Sluice, name: &str) -> Vec<Value> {
     let (code, body) = sluice.get(&format!("/modules/{name}/history"));
     assert_eq!(code, 200, "{body}");
@@ -193,5 +206,72 @@ fn what_cannot_be_kept_or_cannot_run_changes_nothing() {
     );
     done(&sluice, "pin", None, &one);
     wait_for(&sluice, "pinned", &one);
+    assert_eq!(sluice.stop(), Some(0));
+}
+
+#[test]
+fn commands_show_and_order_the_same() {
+    let (kafka, clickhouse) = parts();
+    let deployment = Deployment::new();
+    let host = configuration(&deployment, &kafka, &clickhouse);
+    let sluice = Sluice::start(&host);
+    deployment.wait_for(RULES_STATUS, "live", |status| status["state"] == "live");
+    let zero = rules(&sluice).1;
+    let one = deploy(&deployment, &sluice, 1);
+    let ask = |arguments: &[&str]| command(&host, &sluice, arguments);
+
+    let (code, out, _) = ask(&["list"]);
+    assert_eq!(code, Some(0));
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].starts_with("PIPELINE   MODULE") && lines.len() == 3, "{out}");
+    assert!(
+        lines[1].contains("purchase-rules") && lines[1].contains(&one) && lines[1].contains("live"),
+        "{out}"
+    );
+    assert_eq!(ask(&["status"]).0, Some(0));
+    let (code, _, said) = ask(&["status", "purchase-rule"]);
+    assert!(code == Some(1) && said.contains("there is purchase-rows, purchase-rules"), "{said}");
+
+    let (code, out, said) = ask(&["rollback", "purchase-rules", "--reason", "rejects every refund"]);
+    assert_eq!(
+        (code, out.trim_end()),
+        (Some(0), &*format!("module purchase-rules runs revision {zero}")),
+        "{said}"
+    );
+    let (code, out, _) = ask(&["status", "purchase-rules"]);
+    assert_eq!(code, Some(1), "what the file holds does not judge records");
+    assert!(out.contains("rolled-back") && out.contains("by eve@") && out.contains("every refund"), "{out}");
+    let (code, out, _) = ask(&["status", "purchase-rules", "--json"]);
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, &told["modules"][0]["state"]), (Some(1), &"rolled-back".into()));
+    let (code, _, said) = ask(&["rollback", "purchase-rules"]);
+    assert!(code == Some(1) && said.starts_with("refused: ") && said.contains("or release it"), "{said}");
+    assert_eq!(ask(&["pin", "purchase-rules", "--to", &one, "--by", "the auditor"]).0, Some(0));
+    wait_for(&sluice, "pinned", &one);
+    assert_eq!(ask(&["release", "purchase-rules"]).0, Some(0));
+    wait_for(&sluice, "live", &one);
+    let (code, out, _) = ask(&["history", "purchase-rules", "-n", "2"]);
+    let lines: Vec<_> = out.lines().collect();
+    assert!(code == Some(0) && lines.len() == 2 && lines[0].contains("released"), "{out}");
+    assert!(
+        lines[1].contains("pinned") && lines[1].contains("by the auditor") && lines[1].contains(&one),
+        "{out}"
+    );
+    let (code, _, said) = ask(&["shadow", "purchase-rules"]);
+    assert!(code == Some(1) && said.contains("purchase-rules.shadow.wasm"), "{said}");
+
+    // What keeps a command from its work.
+    let (code, _, said) = ask(&["release", "purchase-rules", "--token", "of somebody else"]);
+    assert!(code == Some(2) && said.contains("SLUICE_ADMIN_TOKEN"), "{said}");
+    let (code, _, said) = ask(&["list", "--admin", "http://127.0.0.1:1"]);
+    assert!(code == Some(2) && said.contains("cannot reach") && said.contains("--admin"), "{said}");
+    let (code, _, said) = ask(&["list", "--admin", &clickhouse.url()]);
+    assert!(code == Some(2) && said.contains("not as Sluice does"), "{said}");
+    let (code, _, said) = ask(&["list", "--admin", "127.0.0.1"]);
+    assert!(code == Some(2) && said.contains("http://host:9464"), "{said}");
+    // Without an address the configuration is asked, which has a port here that nobody knows.
+    let mut unknown = host.prepare(&["module", "list"]);
+    let said = unknown.env_remove("SLUICE_ADMIN_URL").output().expect("the sluice program runs").stderr;
+    assert!(String::from_utf8_lossy(&said).contains("port 0"), "{}", String::from_utf8_lossy(&said));
     assert_eq!(sluice.stop(), Some(0));
 }

@@ -5,6 +5,7 @@ mod check;
 mod clickhouse;
 mod demo;
 mod migrate;
+mod module;
 mod produce;
 mod run;
 
@@ -26,6 +27,7 @@ enum Command {
     Check(check::Arguments),
     Audit(audit::Arguments),
     Migrate(migrate::Arguments),
+    Module(module::Arguments),
     Produce(produce::Arguments),
     Demo(demo::Arguments),
     Clickhouse(clickhouse::Arguments),
@@ -39,6 +41,7 @@ pub fn main() -> ExitCode {
         // Its exit code says more than that something went wrong.
         Command::Audit(arguments) => return audit::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
+        Command::Module(arguments) => return module::run(arguments),
         Command::Produce(arguments) => produce::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Clickhouse(arguments) => clickhouse::run(arguments),

@@ -54,7 +54,7 @@ clickhouse:
   settings: {async_insert: 1, insert_quorum: [1]}
   migrations: elsewhere
   migrate_at_start: "yes"
-admin: {listen: 'localhost:9464', token: open sesame}
+admin: {listen: 'localhost:9464'}
 logging: {level: inof, format: pretty}
 resources: {workers: -1, in_flight_bytes: 1MB, drain_timeout: 0s}
 modules: {memory: 64 megabytes, call_timeout: 1ms, output_bytes_per_record: 5MiB}

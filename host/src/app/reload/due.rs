@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::domain::deployment::{Hold, HoldKind, Standing};
-use crate::domain::verdict::{Revision, Stage};
+use crate::domain::verdict::Stage;
 use crate::wasm::ModuleFault;
 
 use super::entry::{self, Entry, Refusal};
