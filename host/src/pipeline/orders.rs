@@ -200,21 +200,21 @@ impl ModuleControl {
             (Some(name), _) => self.pipeline(name)?,
             (None, [only]) => only,
             (None, several) => {
-                let has = |known: &&PipelineModules| {
-                    known.reports.borrow().iter().any(|report| report.name == module.name)
-                };
-                let having: Vec<_> = several.iter().filter(has).collect();
-                match having.as_slice() {
-                    [one] => one,
-                    [] => {
+                let mut having = several
+                    .iter()
+                    .filter(|known| known.reports.borrow().iter().any(|report| report.name == module.name));
+                match (having.next(), having.next()) {
+                    (Some(one), None) => one,
+                    (None, _) => {
                         return Err(OrderError::NotFound(format!(
                             "no pipeline has a module `{}`{}; if its file is gone, say which pipeline it was of",
                             module.name,
                             self.known()
                         )));
                     }
-                    several => {
-                        let names: Vec<_> = several.iter().map(|known| known.pipeline.as_str()).collect();
+                    (Some(one), Some(other)) => {
+                        let all = [one, other].into_iter().chain(having);
+                        let names: Vec<_> = all.map(|known| known.pipeline.as_str()).collect();
                         return Err(OrderError::Refused(format!(
                             "several pipelines have a module `{}`: say which of {} is meant",
                             module.name,
@@ -337,7 +337,7 @@ mod tests {
         let series = families.iter().flat_map(|family| family.get_metric());
         let labelled =
             series.filter(|metric| metric.get_label().iter().any(|label| label.value() == outcome));
-        labelled.map(|metric| metric.get_counter().value()).sum()
+        labelled.map(|metric| metric.get_counter().get_value()).sum()
     }
 
     #[tokio::test]
