@@ -28,7 +28,7 @@ const STYLE: &str = "\
   --good: #1a6b32; --bad: #b3261e; --odd: #7a4b00 }
 @media (prefers-color-scheme: dark) {
   :root { --line: #444; --quiet: #aaa; --good: #7fd49a; --bad: #ff9c94; --odd: #ffc46b } }
-body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
+body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
 h2 { margin-top: 2rem } h3 { margin: 0; font-size: 1.1rem }
 dt { font-weight: 600; margin-top: .5rem } dd { margin-left: 0 }
 article { border: 1px solid var(--line); border-left: .3rem solid var(--line); border-radius: .3rem;
@@ -46,11 +46,13 @@ code { font-size: .95em }
 nav a { margin-right: 1rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line) }
+time, code { white-space: nowrap } dd code { white-space: normal }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
+  overflow-wrap: break-word }
 @media (max-width: 34rem) {
   article dl { grid-template-columns: 1fr } article dd { margin-bottom: .4rem }
   table, tbody, tr, td { display: block } thead { display: none }
-  td { border: 0; padding: 0 } tr { border-bottom: 1px solid var(--line); padding: .5rem 0 }
+  td { border: 0; padding: 0 } td:empty { display: none } tr { border-bottom: 1px solid var(--line); padding: .5rem 0 }
   td::before { content: attr(data-label) ' '; color: var(--quiet) } }
 ";
 

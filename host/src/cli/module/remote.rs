@@ -74,7 +74,7 @@ pub(super) struct Remote {
 impl Remote {
     /// Finds out where to ask.
     pub(super) fn new(arguments: &RemoteArguments) -> Result<Self> {
-        let (base, configured) = match &arguments.admin {
+        let (base, configured) = match arguments.admin.as_ref().filter(|url| !url.is_empty()) {
             Some(url) => (url.trim_end_matches('/').to_owned(), Secret::default()),
             None => {
                 let config = Config::load_without_modules(&arguments.config).context(
@@ -105,8 +105,10 @@ impl Remote {
         connector.enforce_http(false);
         let client =
             Client::builder(TokioExecutor::new()).build(HttpsConnector::new_with_connector(connector));
+        // Empty variables are what `${NAME:-}` in a compose file gives: not set.
+        let token = arguments.token.clone().filter(|token| !token.is_empty()).unwrap_or(configured);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { base, token: arguments.token.clone().unwrap_or(configured), runtime, client })
+        Ok(Self { base, token, runtime, client })
     }
 
     /// Asks for what is at a path.
