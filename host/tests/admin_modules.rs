@@ -214,6 +214,19 @@ fn what_cannot_be_kept_or_cannot_run_changes_nothing() {
     );
     done(&sluice, "pin", None, &one);
     wait_for(&sluice, "pinned", &one);
+
+    // A file that does not pass: a pin hides it, a release says so, and a rollback leads away from it.
+    deployment.copy(RULES, b"not a module");
+    sluice.wait_until("the file is seen", |sluice| {
+        module(sluice, "purchase-rules")["found"]["revision"] != one.as_str()
+    });
+    assert_eq!(rules(&sluice), ("pinned".to_owned(), one.clone()));
+    let (code, said) = order(&sluice, "release", None);
+    let goes_on = format!("goes on with revision {one}, for its file is not WebAssembly");
+    assert!(code == 200 && said.contains(&goes_on), "{code}: {said}");
+    wait_for(&sluice, "refused", &one);
+    done(&sluice, "rollback", None, &zero);
+    wait_for(&sluice, "rolled-back", &zero);
     assert_eq!(sluice.stop(), Some(0));
 }
 

@@ -25,7 +25,13 @@ impl Reloader {
         let name = order.module;
         match order.request {
             ModuleRequest::Act { action, by, reason, answer } => {
+                let (word, who) = (action.as_str(), by.clone());
                 let done = self.act(&name, action, by, reason).await;
+                let (pipeline, module) = (&self.pipeline.name, &name);
+                match &done {
+                    Ok(outcome) => tracing::info!(pipeline, module, order = word, by = who, outcome, "order"),
+                    Err(error) => tracing::warn!(pipeline, module, order = word, by = who, %error, "order"),
+                }
                 let _ = answer.send(done);
             }
             ModuleRequest::History { limit, answer } => {
