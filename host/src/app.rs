@@ -35,6 +35,8 @@ use crate::kafka::metadata::{self, MetadataError, TopicNeed};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::metrics::PipelineMetrics;
+use crate::pipeline::modules::{ModuleOrder, ModuleReport};
+use crate::pipeline::orders::{ModuleControl, ORDER_PATIENCE, OrderMetrics, PipelineModules, WAITING_ORDERS};
 use crate::pipeline::status::PipelineStatus;
 use crate::pipeline::workers::Workers;
 use crate::shutdown::Shutdown;
@@ -89,20 +91,22 @@ impl App {
             })
             .unzip();
         let (readiness, not_ready) = watch::channel(vec!["starting".to_owned()]);
-        let sources = AdminSources { pipelines: statuses.clone(), not_ready, registry: registry.clone() };
+        let (modules_told, modules_shown): (Vec<_>, Vec<_>) =
+            config.pipelines.iter().map(module_channels).unzip();
+        let names: Vec<_> = config.pipelines.iter().map(|pipeline| pipeline.name.clone()).collect();
+        let order_metrics = OrderMetrics::register(&registry, &names)?;
+        let sources = AdminSources {
+            pipelines: statuses.clone(),
+            not_ready,
+            registry: registry.clone(),
+            modules: ModuleControl::new(modules_shown, order_metrics, ORDER_PATIENCE),
+            token: config.admin.token.clone(),
+        };
         let admin = Admin::bind(config.admin.listen, sources).await?;
         let admin_address = admin.local_address();
         tracing::info!(address = %admin_address, "admin http");
         let servers = CancellationToken::new();
-        let servers_task = tokio::spawn({
-            let (servers, shutdown) = (servers.clone(), shutdown.clone());
-            async move {
-                if let Err(error) = admin.run(servers).await {
-                    tracing::error!(%error, "draining");
-                    shutdown.begin();
-                }
-            }
-        });
+        let servers_task = tokio::spawn(admin.run(servers.clone()));
 
         let engine = caching_engine(&config)?;
         let modules = Arc::new(ModuleRegistry::new(engine, wasm_metrics));
@@ -111,8 +115,8 @@ impl App {
         let deployments = Deployments::new(&settings);
         let sink = Arc::new(ClickHouseSink::new(&settings, sink_metrics));
         let reload_metrics = ReloadMetrics::register(&registry)?;
-        let reloader = |pipeline: &PipelineConfig| {
-            let (reports, _) = watch::channel(Vec::new());
+        let (reports, orders): (Vec<_>, Vec<_>) = modules_told.into_iter().unzip();
+        let reloader = |(pipeline, reports): (&PipelineConfig, _)| {
             let with = reload::Collaborators {
                 registry: modules.clone(),
                 sink: sink.clone(),
@@ -125,7 +129,7 @@ impl App {
             };
             Reloader::new(pipeline.clone(), chain_settings(&config, pipeline), with)
         };
-        let mut reloaders: Vec<_> = config.pipelines.iter().map(reloader).collect();
+        let mut reloaders: Vec<_> = config.pipelines.iter().zip(reports).map(reloader).collect();
         let bound = async {
             for reloader in &mut reloaders {
                 if let Err(problems) = reloader.preload().await {
@@ -158,11 +162,10 @@ impl App {
             .context("cannot start the wasm worker threads; lower resources.workers")?;
         let mut pipelines = JoinSet::new();
         let share = config.resources.in_flight_bytes as usize / config.pipelines.len();
-        for (((pipeline, chain), status), reloader) in
-            config.pipelines.iter().zip(bound).zip(status_senders).zip(reloaders)
+        for ((((pipeline, chain), status), reloader), orders) in
+            config.pipelines.iter().zip(bound).zip(status_senders).zip(reloaders).zip(orders)
         {
-            let (_orders, heard) = mpsc::channel(16);
-            tokio::spawn(reloader.run(heard, shutdown.token()));
+            tokio::spawn(reloader.run(orders, shutdown.token()));
             let running = start_pipeline(
                 &config,
                 pipeline,
@@ -244,10 +247,19 @@ impl App {
             }
         }
         self.servers.cancel();
-        // It logs its own failure.
+        // A panic in it has been said already.
         let _ = self.servers_task.await;
         if failures.is_empty() { Ok(()) } else { bail!(failures.join("\n")) }
     }
+}
+
+/// What a pipeline tells of its modules, and what it hears about them: its own ends and those of others.
+type ModuleChannels = ((watch::Sender<Vec<ModuleReport>>, mpsc::Receiver<ModuleOrder>), PipelineModules);
+
+fn module_channels(pipeline: &PipelineConfig) -> ModuleChannels {
+    let (told, reports) = watch::channel(Vec::new());
+    let (orders, heard) = mpsc::channel(WAITING_ORDERS);
+    ((told, heard), PipelineModules { pipeline: pipeline.name.clone(), reports, orders })
 }
 
 async fn cancelled(token: CancellationToken) {

@@ -91,11 +91,13 @@ impl From<&ClickHouseConfig> for ClickHouseSettings {
     }
 }
 
-/// Health, metrics and status over HTTP.
+/// Health, metrics, status and modules over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
     /// Address to listen at; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// What orders have to come with; empty where none are taken.
+    pub token: Secret,
 }
 
 /// What is logged, and how it looks.

@@ -6,32 +6,33 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::http::header::ALLOW;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::Response;
 use axum::routing::get;
 use prometheus::TextEncoder;
 use serde::Serialize;
 
-use super::AdminSources;
+use super::answers::{self, TEXT, answer, json, wants_html};
+use super::html::{document, escape};
 use super::readiness::Readiness;
+use super::{AdminSources, Sources, modules};
 use crate::pipeline::status::PipelineStatus;
 
-const TEXT: &str = "text/plain; charset=utf-8";
-const HTML: &str = "text/html; charset=utf-8";
-const JSON: &str = "application/json";
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Every path but `/`, and what it is for.
-const ENDPOINTS: [(&str, &str); 4] = [
+const ENDPOINTS: [(&str, &str); 5] = [
     ("/live", "200 while the process answers"),
     ("/ready", "200 when every pipeline takes records through, 503 with the reasons otherwise (JSON)"),
     ("/metrics", "metrics, in Prometheus' text format"),
     ("/status", "pipelines, partitions, offsets, lag, bytes in flight, modules and their revisions (JSON)"),
+    (
+        "/modules",
+        "which revision of each module judges records, and what became of its file (a page, or JSON)",
+    ),
 ];
-
-type Sources = State<Arc<AdminSources>>;
 
 pub(super) fn router(sources: Arc<AdminSources>) -> Router {
     Router::new()
@@ -40,23 +41,10 @@ pub(super) fn router(sources: Arc<AdminSources>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .merge(modules::router(&sources))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(sources)
-}
-
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
-    (status, [(CONTENT_TYPE, content_type)], body).into_response()
-}
-
-/// Indented, because people read it; one line end at the end, because terminals want it.
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    match serde_json::to_string_pretty(body) {
-        Ok(body) => answer(status, JSON, body + "\n"),
-        Err(error) => {
-            answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("cannot write JSON: {error}\n"))
-        }
-    }
 }
 
 async fn live() -> Response {
@@ -102,9 +90,14 @@ async fn not_found(State(sources): Sources, uri: Uri, headers: HeaderMap) -> Res
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Response {
-    let body = format!("{} can only be read: use GET, not {method}\n", uri.path());
+    let path = uri.path();
+    let (allowed, body) = if modules::takes_orders(path) {
+        ("POST", format!("{path} takes orders: use POST, not {method}\n"))
+    } else {
+        ("GET, HEAD", format!("{path} can only be read: use GET, not {method}\n"))
+    };
     let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, body);
-    response.headers_mut().insert(ALLOW, "GET, HEAD".parse().expect("a header value"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
@@ -112,9 +105,8 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Response {
 fn page(status: StatusCode, title: &str, headers: &HeaderMap, sources: &AdminSources) -> Response {
     let readiness = Readiness::of(sources);
     let pipelines: Vec<_> = sources.pipelines.iter().map(|pipeline| summary(&pipeline.borrow())).collect();
-    let accepted = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    if accepted.contains("text/html") {
-        answer(status, HTML, page_html(title, &readiness, &pipelines))
+    if wants_html(headers) {
+        answers::page(status, page_html(title, &readiness, &pipelines))
     } else {
         answer(status, TEXT, page_text(title, &readiness, &pipelines))
     }
@@ -159,13 +151,7 @@ fn page_text(title: &str, readiness: &Readiness, pipelines: &[(String, String)])
 
 fn page_html(title: &str, readiness: &Readiness, pipelines: &[(String, String)]) -> String {
     let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n\
-         <style>:root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }}\n\
-         body {{ max-width: 48rem; margin: 2rem auto; padding: 0 1rem }}\n\
-         dt {{ font-weight: 600; margin-top: .5rem }} dd {{ margin-left: 0 }}</style>\n\
-         <h1>{title}</h1>\n<p><strong>{}</strong> ({VERSION})</p>\n",
+        "<h1>{title}</h1>\n<p><strong>{}</strong> ({VERSION})</p>\n",
         if readiness.ready { "Ready" } else { "Not ready" },
         title = escape(title),
     );
@@ -186,10 +172,5 @@ fn page_html(title: &str, readiness: &Readiness, pipelines: &[(String, String)])
         }
         html.push_str("</dl>\n");
     }
-    html + "</html>\n"
-}
-
-/// A path or a reason may hold anything, so nothing of it reaches a browser as markup.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    document(title, None, &html)
 }

@@ -19,7 +19,7 @@ use crate::kafka::client::{KafkaSettings, Properties, check_property, is_instanc
 pub(super) fn read(mut root: Section<'_>, base: &Path, files: ModuleFiles) -> Config {
     let kafka = kafka(root.section("kafka"), base);
     let clickhouse = clickhouse(root.section("clickhouse"), base);
-    let admin = admin(root.section("admin"));
+    let admin = admin(root.section("admin"), base);
     let logging = logging(root.section("logging"));
     let resources = resources(root.section("resources"));
     let (modules, module_poll, module_cache) = modules(root.section("modules"), base);
@@ -189,10 +189,27 @@ fn check_url(url: &str) -> Result<(), (&'static str, &'static str)> {
     Ok(())
 }
 
-fn admin(mut section: Section<'_>) -> AdminConfig {
+/// Fewer bytes can be guessed.
+const TOKEN_BYTES: usize = 16;
+
+fn admin(mut section: Section<'_>, base: &Path) -> AdminConfig {
     let listen = section.read("listen", "127.0.0.1:9464");
+    let token = section.secret("token", "token_file", base);
+    let text = token.reveal();
+    let problem = if text.is_empty() {
+        None
+    } else if text.len() < TOKEN_BYTES {
+        Some(format!("shorter than {TOKEN_BYTES} bytes, so it can be guessed"))
+    } else if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Some("has a character that a header cannot carry".to_owned())
+    } else {
+        None
+    };
+    if let Some(problem) = problem {
+        section.refuse("token", problem, "write what `openssl rand -hex 32` says".to_owned());
+    }
     section.finish();
-    AdminConfig { listen }
+    AdminConfig { listen, token }
 }
 
 impl Leaf for LogFormat {

@@ -206,6 +206,22 @@ fn a_secret_comes_from_its_file_and_is_never_shown() {
 }
 
 #[test]
+fn a_token_that_can_be_guessed_or_sent_by_nobody_is_refused_without_being_shown() {
+    let of = |token: &str| read(SMALLEST, &[("SLUICE__ADMIN__TOKEN", token)]);
+    assert_eq!(of("0123456789abcdef").expect("valid").admin.token.reveal(), "0123456789abcdef");
+    assert!(of("").expect("valid").admin.token.is_empty());
+    for (token, why) in [
+        ("0123456789abcde", "shorter than 16 bytes"),
+        ("0123 456789 abcdef", "cannot carry"),
+        ("0123456789abcdé", "carry"),
+    ] {
+        let refused = of(token).expect_err("refused").to_string();
+        assert!(refused.contains("admin.token") && refused.contains(why), "{refused}");
+        assert!(refused.contains("openssl rand") && !refused.contains(token), "{refused}");
+    }
+}
+
+#[test]
 fn a_batch_has_to_fit_its_pipelines_share_of_what_is_in_flight() {
     let two = "resources: {in_flight_bytes: 60MiB}\n\
                pipelines: {a: {topics: a, mapper: rows.wasm}, b: {topics: b, mapper: rows.wasm}}";

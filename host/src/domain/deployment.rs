@@ -117,6 +117,16 @@ impl Standing {
         let previous = order.into_iter().rev().find(|revision| Some(*revision) != live);
         Self { live, previous, hold }
     }
+
+    /// What is held in place of a file that holds `found` (`None`: it cannot be read).
+    pub fn hold_against(&self, found: Option<Revision>) -> Option<&Hold> {
+        self.hold.as_ref().filter(|hold| match (hold.kind, found) {
+            (HoldKind::Pinned, _) => true,
+            (HoldKind::RolledBack, Some(_)) => hold.instead_of == found,
+            // A file that cannot be read is not another one; but where another was live since, that goes on.
+            (HoldKind::RolledBack, None) => hold.instead_of.is_none() || self.live == hold.run,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +195,25 @@ mod tests {
         assert_eq!(standing.hold, hold(HoldKind::Pinned, B, None, "t1"));
         assert_eq!(after(&[pinned, released.clone(), live(C)]).hold, None);
         assert_eq!(after(&[released, rolled_back]).hold, hold(HoldKind::RolledBack, A, Some(C), "t1"));
+    }
+
+    #[test]
+    fn a_rollback_ends_with_its_file_and_a_pin_does_not() {
+        let rolled_back = event(EventKind::RolledBack, Some(A));
+        let runs = |events: &[NewEvent], found| {
+            after(events).hold_against(found).map(|hold| hold.run.expect("a revision"))
+        };
+        let held = [live(A), live(C), rolled_back.clone(), live(A)];
+        assert_eq!(runs(&held, Some(C)), Some(A));
+        assert_eq!(runs(&held, Some(B)), None, "another file is another try");
+        assert_eq!(runs(&held, None), Some(A), "a file that cannot be read is not another one");
+        let replaced = [live(A), live(C), rolled_back, live(A), live(B)];
+        assert_eq!(runs(&replaced, Some(C)), Some(A), "what was bad is not good because it came back");
+        assert_eq!(runs(&replaced, None), None, "a bad copy does not take the newer revision away");
+
+        let pinned = [live(A), live(C), event(EventKind::Pinned, Some(A))];
+        assert_eq!([Some(A), Some(B), Some(C), None].map(|found| runs(&pinned, found)), [Some(A); 4]);
+        assert_eq!(runs(&[live(A)], Some(B)), None);
     }
 
     #[test]

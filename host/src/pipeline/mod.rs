@@ -12,6 +12,7 @@ pub mod inserter;
 pub mod lane;
 pub mod metrics;
 pub mod modules;
+pub mod orders;
 pub mod partition;
 pub mod ports;
 pub mod recovery;

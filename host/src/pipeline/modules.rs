@@ -2,7 +2,7 @@
 //! its file, and what they may order.
 //!
 //! Whoever loads the modules publishes [`ModuleReport`]s and answers [`ModuleOrder`]s; the admin server and
-//! the status files beside the modules show the former and hand on the latter.
+//! the status files beside the modules show the former, and `orders.rs` hands on the latter.
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -73,6 +73,20 @@ pub enum Gate {
     Archive,
 }
 
+impl Gate {
+    /// The word used in status files and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Compile => "compile",
+            Self::Contract => "contract",
+            Self::Cases => "cases",
+            Self::Tables => "tables",
+            Self::Archive => "archive",
+        }
+    }
+}
+
 /// How golden cases came out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CasesReport {
@@ -114,6 +128,8 @@ pub struct ModuleReport {
     pub stage: Stage,
     /// Where its file is or was.
     pub file: String,
+    /// Whether it is the shadow of the module of its name.
+    pub is_shadow: bool,
     /// What has become of the file.
     pub state: ModuleState,
     /// Revision that judges records, and since when; none if none does.
@@ -148,15 +164,6 @@ pub struct ModuleEvent {
     pub reason: String,
 }
 
-/// Which module an order is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModuleAddress {
-    /// Pipeline; may be left out where only one pipeline has a module of the name.
-    pub pipeline: Option<String>,
-    /// File name without `.wasm`.
-    pub name: String,
-}
-
 /// What an operator may order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModuleAction {
@@ -175,13 +182,24 @@ pub enum ModuleAction {
     Release,
 }
 
+impl ModuleAction {
+    /// The word for it in paths and metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Rollback { .. } => "rollback",
+            Self::Pin { .. } => "pin",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
-    /// No such module or revision, or several that it could be.
+    /// No such pipeline, module or revision.
     #[error("{0}")]
     NotFound(String),
-    /// It makes no sense as things are.
+    /// It makes no sense as things are, or could mean several modules or revisions.
     #[error("{0}")]
     Refused(String),
     /// Something that it needs is away; try again.
@@ -189,16 +207,16 @@ pub enum OrderError {
     Unavailable(String),
 }
 
-/// An order or a question about one module.
+/// An order to a pipeline, or a question, about one of its modules.
 #[derive(Debug)]
 pub struct ModuleOrder {
-    /// To which module.
-    pub module: ModuleAddress,
+    /// File name without `.wasm`.
+    pub module: String,
     /// What.
     pub request: ModuleRequest,
 }
 
-/// What is asked, each with where its answer goes. Nobody may wait for it any more.
+/// What is asked, each with where its answer goes. What nobody waits for any more is not begun.
 #[derive(Debug)]
 pub enum ModuleRequest {
     /// Do something; the answer says in a sentence what was done.
@@ -207,6 +225,8 @@ pub enum ModuleRequest {
         action: ModuleAction,
         /// Who asks, for the history.
         by: String,
+        /// Why, for the history; may be empty.
+        reason: String,
         /// What was done.
         answer: oneshot::Sender<Result<String, OrderError>>,
     },
@@ -222,6 +242,17 @@ pub enum ModuleRequest {
         /// The comparison so far.
         answer: oneshot::Sender<Result<ShadowReport, OrderError>>,
     },
+}
+
+impl ModuleRequest {
+    /// Whether nobody waits for the answer any more.
+    pub fn is_given_up(&self) -> bool {
+        match self {
+            Self::Act { answer, .. } => answer.is_closed(),
+            Self::History { answer, .. } => answer.is_closed(),
+            Self::Shadow { answer } => answer.is_closed(),
+        }
+    }
 }
 
 /// How a shadow compares to the live module beside it, since both run. One record counts once in

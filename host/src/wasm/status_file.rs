@@ -109,6 +109,7 @@ mod tests {
             name: name.into(),
             stage: Stage::Validate,
             file: folder.join(format!("{name}.wasm")).display().to_string(),
+            is_shadow: false,
             state: if reason.is_some() { ModuleState::Refused } else { ModuleState::Live },
             live: None,
             found: None,

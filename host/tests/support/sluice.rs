@@ -138,6 +138,22 @@ impl Sluice {
         get(self.admin, path)
     }
 
+    /// An order to the admin server, with its token: status code and body.
+    pub fn post(&self, path: &str, token: &str, body: &serde_json::Value) -> (u16, serde_json::Value) {
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n",
+            body.len()
+        );
+        let (code, said) = ask(self.admin, &head, &body);
+        (code, serde_json::from_str(&said).unwrap_or(serde_json::Value::String(said)))
+    }
+
+    /// Where its admin server is.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.admin)
+    }
+
     /// `/status`.
     pub fn status(&self) -> serde_json::Value {
         let (code, body) = self.get("/status");
@@ -222,8 +238,12 @@ fn admin_address(line: &str) -> Option<SocketAddr> {
 }
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    ask(address, &format!("GET {path} HTTP/1.1\r\n"), "")
+}
+
+fn ask(address: SocketAddr, head: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("the admin server accepts");
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "{head}Host: {address}\r\nConnection: close\r\n\r\n{body}").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("the answer is text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");

@@ -87,6 +87,8 @@ impl Reloader {
                     return;
                 }
                 self.publish(Arc::new(BoundChain { chain: Arc::new(chain), tables }));
+                // What was just kept counts for what is kept next.
+                self.refresh().await;
             }
             for (key, candidate) in candidates {
                 let watch = self.watch(&key, &candidate);

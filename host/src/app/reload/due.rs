@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::domain::deployment::{Hold, HoldKind, Standing};
-use crate::domain::verdict::{Revision, Stage};
+use crate::domain::verdict::Stage;
 use crate::wasm::{ModuleFault, cases_path};
 
 use super::entry::{self, Entry, Refusal};
@@ -88,7 +88,7 @@ impl Reloader {
                 }
             };
             let found = content.as_ref().map(|content| content.revision);
-            let hold = standing.hold.clone().filter(|hold| is_in_force(hold, found));
+            let hold = standing.hold_against(found).cloned();
             let trial = match (&hold, content) {
                 (Some(hold), _) if hold.run.is_none() => Trial::Nothing,
                 (Some(hold), content) => match (hold.run, content) {
@@ -198,15 +198,6 @@ impl Reloader {
                 ),
             }
         }
-    }
-}
-
-/// Whether a hold counts, given the revision of the file.
-pub(super) fn is_in_force(hold: &Hold, found: Option<Revision>) -> bool {
-    match hold.kind {
-        HoldKind::Pinned => true,
-        // A file that cannot be read is not another one.
-        HoldKind::RolledBack => found.is_none() || hold.instead_of == found,
     }
 }
 

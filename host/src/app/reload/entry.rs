@@ -167,6 +167,7 @@ impl Entry {
             name: self.name.clone(),
             stage: self.stage,
             file: self.path.display().to_string(),
+            is_shadow: self.is_shadow,
             state: self.state(),
             live: self.live.as_ref().map(|live| since(live.revision(), &live.since)),
             found: self.found.as_ref().map(|(revision, known, _)| since(*revision, known)),

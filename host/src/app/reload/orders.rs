@@ -9,15 +9,29 @@ use crate::pipeline::modules::{
 };
 
 use super::entry::Entry;
+use super::gate::{self, Trial};
 use super::{Key, Reloader};
 
+/// What is decided: the event, the revision that it holds, and the revision of the file that it stands in for.
+type Decision = (EventKind, Option<Revision>, Option<Revision>);
+
 impl Reloader {
-    /// Carries out an order and answers it. Nobody may wait for the answer any more.
+    /// Carries out an order and answers it; what nobody waits for any more is not begun, so that whoever
+    /// was told that it takes too long does not find it done much later.
     pub(super) async fn obey(&mut self, order: ModuleOrder) {
-        let name = order.module.name;
+        if order.request.is_given_up() {
+            return;
+        }
+        let name = order.module;
         match order.request {
-            ModuleRequest::Act { action, by, answer } => {
-                let done = self.act(&name, action, by).await;
+            ModuleRequest::Act { action, by, reason, answer } => {
+                let (word, who) = (action.as_str(), by.clone());
+                let done = self.act(&name, action, by, reason).await;
+                let (pipeline, module) = (&self.pipeline.name, &name);
+                match &done {
+                    Ok(outcome) => tracing::info!(pipeline, module, order = word, by = who, outcome, "order"),
+                    Err(error) => tracing::warn!(pipeline, module, order = word, by = who, %error, "order"),
+                }
                 let _ = answer.send(done);
             }
             ModuleRequest::History { limit, answer } => {
@@ -29,8 +43,10 @@ impl Reloader {
         }
     }
 
+    /// Of two modules of one name, which is refused, the one that is live is meant.
     fn key_of(&self, name: &str) -> Result<Key, OrderError> {
-        let known = self.entries.keys().find(|key| key.1 == name && !key.2).cloned();
+        let named = self.entries.iter().filter(|(key, _)| key.1 == name && !key.2);
+        let known = named.max_by_key(|(_, entry)| entry.live.is_some()).map(|(key, _)| key.clone());
         // A rule whose file is gone has a history all the same.
         let kept = self.standings.keys().find(|(_, other)| other == name);
         known.or(kept.map(|(stage, name)| (*stage, name.clone(), false))).ok_or_else(|| {
@@ -44,7 +60,7 @@ impl Reloader {
             .deployments
             .history(&self.pipeline.name, &name, stage, limit)
             .await
-            .map_err(|error| unavailable(&error))
+            .map_err(|error| refused(&error, error.to_string()))
     }
 
     fn shadow(&self, name: &str) -> Result<ShadowReport, OrderError> {
@@ -54,61 +70,126 @@ impl Reloader {
         )))
     }
 
-    async fn act(&mut self, name: &str, action: ModuleAction, by: String) -> Result<String, OrderError> {
+    async fn act(
+        &mut self,
+        name: &str,
+        action: ModuleAction,
+        by: String,
+        reason: String,
+    ) -> Result<String, OrderError> {
         let key = self.key_of(name)?;
         // Others may have decided something since.
-        self.standings =
-            self.with.deployments.standing(&self.pipeline.name).await.map_err(|error| unavailable(&error))?;
-        let standing = self.standings.get(&(key.0, key.1.clone())).cloned().unwrap_or_default();
+        self.standings = self
+            .with
+            .deployments
+            .standing(&self.pipeline.name)
+            .await
+            .map_err(|error| refused(&error, format!("nothing was changed: {error}")))?;
+        let event = match action {
+            ModuleAction::Release => self.release(&key)?,
+            ModuleAction::Pin { to } => self.pin(&key, to).await?,
+            ModuleAction::Rollback { to } => self.rollback(&key, to).await?,
+        };
+        let due = event.1;
+        if let Some(due) = due {
+            self.rehearse(&key, due).await?;
+        }
+        self.hold(&key, event, by, reason).await?;
         let entry = self.entries.get(&key);
         let live = entry.and_then(Entry::live_revision);
-        let found = entry.and_then(|entry| entry.found.as_ref()).map(|(revision, ..)| *revision);
-        let event = match action {
-            ModuleAction::Release if standing.hold.is_none() => {
-                return Err(OrderError::Refused(format!("module {name} is neither rolled back nor pinned")));
+        let refusal = entry.and_then(|entry| entry.refusal.as_ref()).map(|refusal| refusal.reason.as_str());
+        match (due, live) {
+            (Some(due), live) if live != Some(due) => Err(OrderError::Unavailable(format!(
+                "it is kept, and followed as soon as it can be; so far module {name} {}",
+                refusal.unwrap_or("waits for ClickHouse")
+            ))),
+            (None, Some(live)) if refusal.is_some() => Ok(format!(
+                "module {name} is released, and goes on with revision {live}, for its file {}",
+                refusal.unwrap_or_default()
+            )),
+            (_, Some(live)) => Ok(format!("module {name} runs revision {live}")),
+            (_, None) => Ok(format!("module {name} is released; there is no file of it that could run")),
+        }
+    }
+
+    /// What is held now in place of the file, if anything is.
+    fn in_force(&self, key: &Key) -> bool {
+        let standing = self.standings.get(&(key.0, key.1.clone()));
+        standing.is_some_and(|standing| standing.hold_against(self.found(key)).is_some())
+    }
+
+    fn found(&self, key: &Key) -> Option<Revision> {
+        self.entries.get(key).and_then(|entry| entry.found.as_ref()).map(|(revision, ..)| *revision)
+    }
+
+    fn release(&self, key: &Key) -> Result<Decision, OrderError> {
+        // What does not count at the moment would again, were the file to hold what it held then.
+        let standing = self.standings.get(&(key.0, key.1.clone()));
+        if standing.is_none_or(|standing| standing.hold.is_none()) {
+            return Err(OrderError::Refused(format!("module {} is neither rolled back nor pinned", key.1)));
+        }
+        Ok((EventKind::Released, None, None))
+    }
+
+    async fn pin(&self, key: &Key, to: Option<String>) -> Result<Decision, OrderError> {
+        self.has_file(key)?;
+        let to = match to {
+            Some(digits) => self.revision_of(key, &digits).await?,
+            None => self.entries.get(key).and_then(Entry::live_revision).ok_or_else(|| {
+                OrderError::Refused(format!("no revision of module {} is live; name one", key.1))
+            })?,
+        };
+        Ok((EventKind::Pinned, Some(to), None))
+    }
+
+    async fn rollback(&self, key: &Key, to: Option<String>) -> Result<Decision, OrderError> {
+        self.has_file(key)?;
+        let (name, found) = (&key.1, self.found(key));
+        let to = match to {
+            Some(digits) => self.revision_of(key, &digits).await?,
+            None if self.in_force(key) => {
+                return Err(OrderError::Refused(format!(
+                    "module {name} is rolled back or pinned already; name a revision of its history, or release it"
+                )));
             }
-            ModuleAction::Release => (EventKind::Released, None, None),
-            ModuleAction::Pin { to } => {
-                let to = match to {
-                    Some(digits) => self.revision_of(&key, &digits).await?,
-                    None => live.ok_or_else(|| {
-                        OrderError::Refused(format!(
-                            "no revision of module {name} is live; name one with --to"
-                        ))
-                    })?,
-                };
-                (EventKind::Pinned, Some(to), None)
-            }
-            ModuleAction::Rollback { to } => {
-                let to = match to {
-                    Some(digits) => self.revision_of(&key, &digits).await?,
-                    None if standing.hold.is_some() => {
-                        return Err(OrderError::Refused(format!(
-                            "module {name} is rolled back or pinned already; name a revision with --to (sluice \
-                             module history {name} lists them), or release it"
-                        )));
-                    }
-                    None => standing.previous.ok_or_else(|| {
-                        OrderError::Refused(format!("no other revision of module {name} was ever live"))
-                    })?,
-                };
-                if found == Some(to) {
-                    return Err(OrderError::Refused(format!(
-                        "revision {to} is what the file holds; release the module if something is held in its place"
-                    )));
-                }
-                (EventKind::RolledBack, Some(to), found)
+            None => {
+                let standing = self.standings.get(&(key.0, key.1.clone()));
+                standing.and_then(|standing| standing.previous).ok_or_else(|| {
+                    OrderError::Refused(format!("no other revision of module {name} was ever live"))
+                })?
             }
         };
-        self.hold(&key, event, by, String::new()).await?;
-        let now = self.entries.get(&key);
-        if let Some(refusal) = now.and_then(|entry| entry.refusal.as_ref()) {
-            return Err(OrderError::Unavailable(format!("it is kept, but module {name} {}", refusal.reason)));
+        if found == Some(to) {
+            return Err(OrderError::Refused(format!(
+                "revision {to} is what the file of module {name} holds; if another is held in its place, release it"
+            )));
         }
-        let live = now.and_then(Entry::live_revision);
-        Ok(match live {
-            Some(live) => format!("module {name} runs revision {live}"),
-            None => format!("module {name} does not run: there is no file of it"),
+        Ok((EventKind::RolledBack, Some(to), found))
+    }
+
+    /// Nothing runs in place of a file that is not there: a rule without a file is no rule.
+    fn has_file(&self, key: &Key) -> Result<(), OrderError> {
+        match self.entries.get(key) {
+            Some(entry) if !entry.is_missing => Ok(()),
+            _ => Err(OrderError::Refused(format!(
+                "the file of module {} is gone, so no revision can run in its place; copy the file again first",
+                key.1
+            ))),
+        }
+    }
+
+    /// Whether a revision runs at all: a decision that no host could follow is not kept.
+    async fn rehearse(&self, key: &Key, revision: Revision) -> Result<(), OrderError> {
+        let Some(entry) = self.entries.get(key) else { return Ok(()) };
+        if entry.live_revision() == Some(revision) {
+            return Ok(());
+        }
+        let (trial, path) = (Trial::Archived(revision, key.0), entry.path.clone());
+        let tried = gate::try_out(&self.with, &self.settings, (&key.1, trial), &path, None).await;
+        tried.map(drop).map_err(|(refusal, _)| {
+            let text =
+                format!("nothing was changed: revision {revision} of module {} {}", key.1, refusal.reason);
+            if refusal.is_transient { OrderError::Unavailable(text) } else { OrderError::Refused(text) }
         })
     }
 
@@ -116,14 +197,16 @@ impl Reloader {
     pub(super) async fn hold(
         &mut self,
         key: &Key,
-        (event, revision, instead_of): (EventKind, Option<Revision>, Option<Revision>),
+        (event, revision, instead_of): Decision,
         by: String,
         reason: String,
     ) -> Result<(), OrderError> {
         let event = NewEvent { event, revision, instead_of, by, reason };
         let (stage, name): (Stage, &str) = (key.0, &key.1);
         let kept = self.with.deployments.record(&self.pipeline.name, name, stage, &event).await;
-        kept.map_err(|error| unavailable(&error))?;
+        kept.map_err(|error| {
+            refused(&error, format!("whether it was kept is not known, its history will say: {error}"))
+        })?;
         self.refresh().await;
         self.pass().await;
         Ok(())
@@ -137,7 +220,7 @@ impl Reloader {
         match found.as_slice() {
             [revision] => Ok(*revision),
             [] => Err(OrderError::NotFound(format!(
-                "no revision of module {name} begins with {digits}; sluice module history {name} lists them"
+                "no revision of module {name} begins with {digits}; its history lists them"
             ))),
             several => Err(OrderError::Refused(format!(
                 "{} revisions of module {name} begin with {digits}; write more digits",
@@ -147,9 +230,10 @@ impl Reloader {
     }
 }
 
-fn unavailable(error: &DeploymentsError) -> OrderError {
+/// Whether to try again follows from the error; `text` tells it.
+fn refused(error: &DeploymentsError, text: String) -> OrderError {
     match error.retryability() {
-        Retryability::Retry => OrderError::Unavailable(error.to_string()),
-        Retryability::Permanent => OrderError::Refused(error.to_string()),
+        Retryability::Retry => OrderError::Unavailable(text),
+        Retryability::Permanent => OrderError::Refused(text),
     }
 }
