@@ -92,12 +92,14 @@ build() {
   ensure_target
   cd "$repository"
   guest_cargo build --profile guest --target "$target" -p purchase-rules -p purchase-rows
+  guest_cargo build --profile guest --target "$target" -p purchase-rules --example paid_purchases
   local built=${CARGO_TARGET_DIR:-target}/$target/guest
   # Golden cases first: a host that watches these folders tries a module by those that belong to it.
   install_module modules/purchase-rules/purchase-rules.cases.jsonl target/modules/purchases/validators/purchase-rules.cases.jsonl
   install_module modules/purchase-rows/purchase-rows.cases.jsonl target/modules/purchases/purchase-rows.cases.jsonl
   install_module "$built/purchase_rules.wasm" target/modules/purchases/validators/purchase-rules.wasm
   install_module "$built/purchase_rows.wasm" target/modules/purchases/purchase-rows.wasm
+  install_module "$built/examples/paid_purchases.wasm" target/modules/demo/purchase-rules.wasm
   say "target/modules is up to date"
 }
 

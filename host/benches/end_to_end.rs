@@ -10,12 +10,16 @@
 //!   turns, so records a second say little about the host; CPU a record says more.
 //! - `light`: a host is sent a few records a second, less than fill a batch, so that `batch.linger` seals
 //!   every one of them. Tells INSERTs a second, and how long a record takes from Kafka's log into the table.
+//! - `swaps`: the same with a short linger, first with modules that stay, then with a rule that is
+//!   replaced as soon as its last revision is live. Tells what that costs the records, and how long after
+//!   its copy a revision is live.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use support::clickhouse_server::ClickHouse;
@@ -37,6 +41,9 @@ const LIGHT_RATE: f64 = 2_000.0;
 const MANY_PARTITIONS: i32 = 192;
 /// From the first record of a light load until its INSERTs are counted.
 const SETTLING_IN: Duration = Duration::from_secs(2);
+
+/// Short, so that waiting for it does not hide what a swap costs.
+const SWAPS_LINGER: &str = "20ms";
 
 const DELIVERIES: [&str; 2] = ["at-least-once", "exactly-once"];
 
@@ -60,6 +67,9 @@ fn main() {
             figures.extend(light(&servers, delivery, PARTITIONS));
         }
         figures.extend(light(&servers, "exactly-once", MANY_PARTITIONS));
+    }
+    if runs("swaps") {
+        figures.extend(swaps(&servers));
     }
     if options.iter().any(|option| option == "--json") {
         let rounded = |value: f64, decimals: usize| {
@@ -98,11 +108,14 @@ impl Servers {
 
     /// A host that begins at the start of `topic`, in the group of this name.
     fn host(&self, delivery: &str, topic: &str, group: &str) -> Sluice {
-        let configuration = Configuration::new(self.kafka.bootstrap(), &self.clickhouse.url())
+        Sluice::start(&self.configuration(delivery, topic, group))
+    }
+
+    fn configuration(&self, delivery: &str, topic: &str, group: &str) -> Configuration {
+        Configuration::new(self.kafka.bootstrap(), &self.clickhouse.url())
             .set("PIPELINES__PURCHASES__DELIVERY", delivery)
             .set("PIPELINES__PURCHASES__TOPICS", topic)
-            .set("PIPELINES__PURCHASES__GROUP", group);
-        Sluice::start(&configuration)
+            .set("PIPELINES__PURCHASES__GROUP", group)
     }
 
     fn rows(&self) -> u64 {
@@ -208,12 +221,127 @@ fn light(servers: &Servers, delivery: &str, partitions: i32) -> Vec<Figure> {
     assert_eq!(servers.rows(), LIGHT_RECORDS - traffic.faults() as u64, "rows in the table, {topic}");
     let latencies = latencies(servers, &topic);
     let name = |what: &str| format!("{}_light_{partitions}_{what}", delivery.replace('-', "_"));
-    let quantile = |share: f64| latencies[(share * (latencies.len() - 1) as f64) as usize] as f64;
     vec![
         (name("inserts_per_second"), batches_per_second, 2),
-        (name("latency_p50_ms"), quantile(0.5), 0),
-        (name("latency_p99_ms"), quantile(0.99), 0),
+        (name("latency_p50_ms"), quantile(&latencies, 0.5), 0),
+        (name("latency_p99_ms"), quantile(&latencies, 0.99), 0),
     ]
+}
+
+fn swaps(servers: &Servers) -> Vec<Figure> {
+    let still = swapping(servers, false);
+    let swapped = swapping(servers, true);
+    let p99 = |latencies: &[i64]| quantile(latencies, 0.99);
+    vec![
+        ("swaps".to_owned(), swapped.live.len() as f64, 0),
+        ("swaps_copy_to_live_p50_ms".to_owned(), quantile(&swapped.live, 0.5), 0),
+        ("swaps_copy_to_live_p99_ms".to_owned(), quantile(&swapped.live, 0.99), 0),
+        ("swaps_none_latency_p99_ms".to_owned(), p99(&still.latencies), 0),
+        ("swaps_latency_p99_ms".to_owned(), p99(&swapped.latencies), 0),
+        ("swaps_delay_p99_ms".to_owned(), p99(&swapped.latencies) - p99(&still.latencies), 0),
+    ]
+}
+
+/// Milliseconds, ascending.
+struct Swapping {
+    /// From Kafka's log into the table, of every record.
+    latencies: Vec<i64>,
+    /// From the copy of a file until it was live, of every swap.
+    live: Vec<i64>,
+}
+
+fn swapping(servers: &Servers, is_swapped: bool) -> Swapping {
+    let topic = if is_swapped { "purchases.swaps" } else { "purchases.still" };
+    servers.kafka.create_topic_with(topic, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
+    servers.clickhouse.execute("TRUNCATE TABLE purchases");
+    let traffic = Traffic::generate_small(23, LIGHT_RECORDS, FAULT_SHARE);
+    let rules = Rules::new();
+    let configuration = rules
+        .configure(servers.configuration("exactly-once", topic, topic))
+        .set("PIPELINES__PURCHASES__BATCH__LINGER", SWAPS_LINGER);
+    let sluice = Sluice::start(&configuration);
+    sluice.wait_until("it has its partitions", |sluice| {
+        sluice.status()["pipelines"][0]["partitions"]
+            .as_array()
+            .is_some_and(|assigned| assigned.len() == PARTITIONS as usize)
+    });
+    let live = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| traffic.send_paced(servers.kafka.bootstrap(), topic, LIGHT_RATE));
+        sluice.wait_until("the first record is consumed", |sluice| sluice.consumed() > 0);
+        let mut live = Vec::new();
+        while is_swapped && !sender.is_finished() {
+            live.push(rules.swap(live.len() as u32));
+        }
+        sender.join().expect("every record is sent");
+        live
+    });
+    sluice.wait_until("every record is settled", |sluice| sluice.settled() >= LIGHT_RECORDS);
+    assert_eq!(sluice.stop(), Some(0));
+    assert_eq!(servers.rows(), LIGHT_RECORDS - traffic.faults() as u64, "rows in the table, {topic}");
+    let mut live = live;
+    live.sort_unstable();
+    Swapping { latencies: latencies(servers, topic), live }
+}
+
+/// A copy of the shipped modules, whose rule is swapped.
+struct Rules {
+    folder: tempfile::TempDir,
+    rule: Vec<u8>,
+}
+
+impl Rules {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let shipped = support::guests::purchase_modules();
+        let rule = fs::read(shipped.join("validators/purchase-rules.wasm")).expect("the rule is built");
+        let this = Self { folder, rule };
+        fs::create_dir(this.validators()).expect("a folder");
+        fs::write(this.validators().join("purchase-rules.wasm"), &this.rule).expect("written");
+        fs::copy(shipped.join("purchase-rows.wasm"), this.mapper()).expect("copied");
+        this
+    }
+
+    fn validators(&self) -> PathBuf {
+        self.folder.path().join("validators")
+    }
+
+    fn mapper(&self) -> PathBuf {
+        self.folder.path().join("purchase-rows.wasm")
+    }
+
+    fn configure(&self, configuration: Configuration) -> Configuration {
+        configuration
+            .set("PIPELINES__PURCHASES__VALIDATORS", &self.validators().display().to_string())
+            .set("PIPELINES__PURCHASES__MAPPER", &self.mapper().display().to_string())
+    }
+
+    fn live(&self) -> Option<String> {
+        let status = fs::read(self.validators().join("purchase-rules.status.json")).ok()?;
+        let status: serde_json::Value = serde_json::from_slice(&status).expect("JSON");
+        status["live"]["revision"].as_str().map(str::to_owned)
+    }
+
+    /// Puts another revision into place, which says the same (a custom section makes the difference),
+    /// and waits until it is live; returns how many milliseconds that took.
+    fn swap(&self, number: u32) -> i64 {
+        let before = self.live();
+        let mut bytes = self.rule.clone();
+        bytes.extend([0, 6, 1, b'r']);
+        bytes.extend(number.to_le_bytes());
+        let hidden = self.validators().join(".next");
+        fs::write(&hidden, bytes).expect("written");
+        let copied = Instant::now();
+        fs::rename(hidden, self.validators().join("purchase-rules.wasm")).expect("renamed");
+        while self.live() == before {
+            assert!(copied.elapsed() < Duration::from_secs(60), "the revision does not go live");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        copied.elapsed().as_millis() as i64
+    }
+}
+
+fn quantile(ascending: &[i64], share: f64) -> f64 {
+    ascending[(share * (ascending.len() - 1) as f64) as usize] as f64
 }
 
 /// Milliseconds from Kafka's log to ClickHouse, of every record with a row; ascending.

@@ -10,6 +10,7 @@ mod archive;
 mod pipeline;
 pub mod preconditions;
 mod reload;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

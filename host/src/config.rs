@@ -163,6 +163,8 @@ pub struct PipelineConfig {
     pub group: String,
     /// What a crash may repeat.
     pub delivery: Delivery,
+    /// Exactly-once, whether records are read of which the tables hold rows already.
+    pub allow_replay: bool,
     /// Topic of the rejected records.
     pub dead_letter_topic: String,
     /// Where a group without committed offsets starts.

@@ -202,7 +202,7 @@ fn a_broker_that_is_not_there_yet_is_waited_for() {
 }
 
 #[test]
-fn the_demo_counts_every_record_once() {
+fn the_demo_counts_every_record_once_and_shows_what_each_revision_let_through() {
     let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .arg("demo")
         .current_dir(root())
@@ -212,6 +212,11 @@ fn the_demo_counts_every_record_once() {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(
         text.lines().last(),
-        Some("demo: produced=10000 inserted=9537 filtered=0 dead_lettered=463 in_flight=0")
+        Some("demo: produced=10000 inserted=9435 filtered=0 dead_lettered=565 in_flight=0")
     );
+    // Half of the records met the changed rule, which rejects what the first one let through.
+    let ends: Vec<_> = text.lines().map(str::trim_end).collect();
+    let rule = |line: &str| ends.iter().any(|end| end.ends_with(line));
+    assert!(rule("4746       254") && rule("4689       311  nothing_paid 102"), "{text}");
+    assert!(text.contains("half-copied.status.json") && text.contains(r#""state": "refused""#), "{text}");
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::clickhouse::archive::RevisionArchive;
@@ -22,7 +23,9 @@ use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::flow::{Collaborators, Flow, FlowSettings};
 use crate::pipeline::metrics::PipelineMetrics;
-use crate::pipeline::ports::{Commit, CommitError, DeadLetterSink, KafkaError, OffsetStore, Unpublished};
+use crate::pipeline::ports::{
+    Commit, CommitError, DeadLetterSink, KafkaError, OffsetStore, Tables, Unpublished,
+};
 use crate::pipeline::status::PipelineStatus;
 use crate::pipeline::trouble::Trouble;
 use crate::pipeline::workers::Workers;
@@ -30,6 +33,7 @@ use crate::shutdown::Shutdown;
 use crate::wasm::ModuleRegistry;
 
 use super::archive::PipelineArchive;
+use super::tables::PipelineTables;
 
 /// Events under way between the threads of a pipeline and its flow.
 const EVENTS: usize = 1024;
@@ -98,6 +102,9 @@ pub(super) fn start_pipeline(
 ) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
     let client = client_config(&config.kafka);
     let chain = parts.chain;
+    let tables =
+        PipelineTables { chain: chain.clone(), sink: parts.sink.clone(), runtime: Handle::current() };
+    let must_ask = pipeline.delivery == Delivery::ExactlyOnce && !pipeline.allow_replay;
     let (events, heard) = mpsc::channel(EVENTS);
     let intake = Intake::start(
         client.clone(),
@@ -113,6 +120,7 @@ pub(super) fn start_pipeline(
             workers: parts.workers,
             chain: chain.clone(),
             budget: parts.budget.clone(),
+            tables: must_ask.then(|| Arc::new(tables) as Arc<dyn Tables>),
         },
     )
     .with_context(|| format!("pipelines.{}: the kafka consumer does not start", pipeline.name))?;

@@ -4,6 +4,7 @@
 //! with other addresses, the shipped modules, the shipped data. The last line is counted from the
 //! table and the topics; only `filtered`, which leaves no trace outside, is the pipeline's own count.
 
+mod change;
 mod summary;
 
 use std::io::IsTerminal;
@@ -24,6 +25,7 @@ use crate::produce::{self, LineOptions, Lines, ProducerOptions};
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
+use change::Rules;
 use summary::Counts;
 
 const PARTITIONS: i32 = 6;
@@ -42,6 +44,9 @@ pub(super) struct Arguments {
     /// Records to feed, one a line.
     #[arg(long, default_value = "testdata/purchases.txt")]
     file: PathBuf,
+    /// Rule that is copied over the one of its name half-way, as an analyst would.
+    #[arg(long, default_value = "target/modules/demo/purchase-rules.wasm")]
+    changed_rule: PathBuf,
     /// Keep everything running afterwards, until Ctrl-C.
     #[arg(long)]
     stay: bool,
@@ -77,6 +82,7 @@ async fn demo(arguments: &Arguments) -> Result<()> {
     let pipeline = draft.pipelines.first().context("the configuration has no pipeline")?;
     let mut topics: Vec<_> = pipeline.topics.iter().map(|topic| (topic.as_str(), PARTITIONS)).collect();
     topics.push((&pipeline.dead_letter_topic, DEAD_LETTER_PARTITIONS));
+    let rules = Rules::copy(pipeline, &arguments.changed_rule)?;
     let broker = EmbeddedBroker::start(&topics)?;
     let clickhouse = EmbeddedClickHouse::start(EmbeddedOptions {
         library: arguments.library.clone(),
@@ -90,6 +96,7 @@ async fn demo(arguments: &Arguments) -> Result<()> {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec();
+    variables.extend(rules.variables(&pipeline.name));
     // The embedded broker takes part in transactions, but does not know what they are for.
     variables.extend(draft.pipelines.iter().map(|pipeline| {
         let name = pipeline.name.to_uppercase();
@@ -106,15 +113,24 @@ async fn demo(arguments: &Arguments) -> Result<()> {
     let app = App::start(config.clone(), shutdown.clone()).await?;
     join(&app, PARTITIONS as usize).await?;
 
-    say(&format!("feeding {}", arguments.file.display()));
     let topic = config.pipelines[0].topics[0].clone();
-    let (produced, started) = feed(&arguments.file, &broker.bootstrap(), &topic).await?;
-    watch(&app, &shutdown, produced).await?;
-    let elapsed = started.elapsed();
+    let mut feed = Feed::open(&arguments.file, broker.bootstrap(), topic)?;
+    say(&format!("feeding the first half of {}", arguments.file.display()));
+    let mut elapsed = feed.first_half(&app, &shutdown).await?;
+    say(&format!(
+        "copying a changed rule to {}, and one that is cut short beside it",
+        rules.path().display()
+    ));
+    let change = rules.change(&app).await?;
+    say(&format!(
+        "the changed rule was live {} ms after the copy; the other one was refused. Feeding the second half",
+        change.took.as_millis()
+    ));
+    elapsed += feed.second_half(&app, &shutdown).await?;
 
     let filtered = filtered(&app);
     let counts = count(&config, filtered).await?;
-    summary::print(&config, &counts, elapsed).await?;
+    summary::print(&config, &counts, &change, elapsed).await?;
     if arguments.stay {
         stay(&app, &config, &clickhouse.url(), &broker.bootstrap());
         shutdown.token().cancelled().await;
@@ -148,20 +164,47 @@ async fn join(app: &App, partitions: usize) -> Result<()> {
         .context("the pipeline ended; see the log of --log info")
 }
 
-/// Sends every line; returns how many and when the first one went.
-async fn feed(file: &Path, brokers: &str, topic: &str) -> Result<(u64, Instant)> {
-    let options = LineOptions { key: Some("purchase_id".into()), raw: true, repeat: false };
-    let mut lines = Lines::open(file, options)?;
-    let options = ProducerOptions::new(brokers, topic);
-    let started = Instant::now();
-    let sent = tokio::task::spawn_blocking(move || {
-        let summary = produce::send(lines.by_ref(), &options, |_| ControlFlow::Continue(()));
-        match lines.error() {
-            Some(error) => Err(anyhow::Error::from(error)),
-            None => Ok(summary?),
-        }
-    });
-    Ok((sent.await??.produced, started))
+/// A file of lines on its way to the topic, in halves.
+struct Feed {
+    lines: Lines,
+    brokers: String,
+    topic: String,
+    half: u64,
+    produced: u64,
+}
+
+impl Feed {
+    fn open(file: &Path, brokers: String, topic: String) -> Result<Self> {
+        let options = LineOptions { key: Some("purchase_id".into()), raw: true, repeat: false };
+        let half = Lines::check(file, &options, None)? / 2;
+        Ok(Self { lines: Lines::open(file, options)?, brokers, topic, half, produced: 0 })
+    }
+
+    async fn first_half(&mut self, app: &App, shutdown: &Shutdown) -> Result<Duration> {
+        self.send(Some(self.half), app, shutdown).await
+    }
+
+    async fn second_half(&mut self, app: &App, shutdown: &Shutdown) -> Result<Duration> {
+        self.send(None, app, shutdown).await
+    }
+
+    /// Sends at most `most` lines and waits until they are settled; returns how long that took.
+    async fn send(&mut self, most: Option<u64>, app: &App, shutdown: &Shutdown) -> Result<Duration> {
+        let options = ProducerOptions::new(&self.brokers, &self.topic);
+        let most = most.map_or(usize::MAX, |most| most as usize);
+        let started = Instant::now();
+        let sent = tokio::task::block_in_place(|| {
+            let lines = self.lines.by_ref().take(most);
+            let summary = produce::send(lines, &options, |_| ControlFlow::Continue(()))?;
+            match self.lines.error() {
+                Some(error) => Err(anyhow::anyhow!("{error}")),
+                None => Ok(summary),
+            }
+        });
+        self.produced += sent?.produced;
+        watch(app, shutdown, self.produced).await?;
+        Ok(started.elapsed())
+    }
 }
 
 /// Waits until every produced record is settled; shows how far it is.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::builder::FalseyValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
@@ -146,7 +146,7 @@ fn produce_file(arguments: &Arguments, file: &Path, stop: &AtomicBool) -> anyhow
     let messages = lines.by_ref().take(usize::try_from(limit).unwrap_or(usize::MAX));
     let summary = deliver(arguments, messages, total, stop);
     match lines.error() {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(anyhow!("{error}")),
         None => summary,
     }
 }

@@ -1,6 +1,7 @@
-//! Holdings: how many rows of each record tables hold, asked by the provenance columns.
+//! Holdings: which records tables hold rows of, asked by the provenance columns.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use clickhouse::{Client, Row};
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use super::exception::ServerError;
 use super::table_name::TableName;
 use crate::domain::intent::IntentSlice;
 use crate::domain::ledger::PartitionId;
+use crate::pipeline::ports::RowsAhead;
 
 #[derive(Row, Deserialize)]
 struct Holding {
@@ -39,6 +41,47 @@ pub async fn holdings(
         consume(record, &held);
     }
     Ok(())
+}
+
+#[derive(Row, Deserialize)]
+struct Ahead {
+    topic: String,
+    partition: i32,
+    rows: u64,
+    first: i64,
+    last: i64,
+}
+
+/// Where `table`, which must have `_topic`, `_partition` and `_offset`, holds rows of records at the offset
+/// of a partition or after it.
+///
+/// # Errors
+/// When ClickHouse cannot be asked, or the name names no table.
+pub async fn rows_ahead(
+    client: &Client,
+    table: &Arc<str>,
+    starts: &[(PartitionId, i64)],
+) -> Result<Vec<RowsAhead>, ServerError> {
+    if starts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let name: TableName = table.parse()?;
+    let each = vec!["(_topic = ? AND _partition = ? AND _offset >= ?)"; starts.len()].join(" OR ");
+    let statement = format!(
+        "SELECT toString(_topic) AS topic, toInt32(_partition) AS partition, count() AS rows, \
+         toInt64(min(_offset)) AS first, toInt64(max(_offset)) AS last FROM {name} WHERE {each} \
+         GROUP BY topic, partition"
+    );
+    let mut query = client.query(&statement);
+    for (PartitionId { topic, partition }, start) in starts {
+        query = query.bind(&**topic).bind(partition).bind(start);
+    }
+    let ahead: Vec<Ahead> = query.fetch_all().await.map_err(ServerError::from)?;
+    let found = ahead.into_iter().filter_map(|Ahead { topic, partition, rows, first, last }| {
+        let (id, start) = starts.iter().find(|(id, _)| *id.topic == *topic && id.partition == partition)?;
+        Some(RowsAhead { partition: id.clone(), start: *start, table: table.clone(), rows, first, last })
+    });
+    Ok(found.collect())
 }
 
 fn statement(tables: &[&str]) -> Result<String, ServerError> {

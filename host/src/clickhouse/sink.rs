@@ -21,15 +21,16 @@ use serde::Deserialize;
 
 use super::exception::{ErrorKind, ServerError};
 use super::header::{Headers, header};
-use super::holdings::holdings;
+use super::holdings::{holdings, rows_ahead};
 use super::schema::{BoundTable, SchemaError, TableSchema};
 use super::settings::ClickHouseSettings;
 use super::table_name::{Quoted, TableName};
 use crate::domain::intent::IntentSlice;
+use crate::domain::ledger::PartitionId;
 use crate::domain::retry::Retryability;
 use crate::domain::row::Output;
 use crate::pipeline::binding::TableBinding;
-use crate::pipeline::ports::{InsertError, InsertRequest, Sink};
+use crate::pipeline::ports::{InsertError, InsertRequest, RowsAhead, Sink};
 
 /// Bytes compressed and handed to the connection at a time: about a millisecond of a runtime thread.
 const SEND_BYTES: usize = 1 << 20;
@@ -250,6 +251,20 @@ impl ClickHouseSink {
         }
         insert.end().await?;
         Ok(())
+    }
+}
+
+impl ClickHouseSink {
+    /// Where a table holds rows of records at these offsets or after them; see [`rows_ahead`].
+    ///
+    /// # Errors
+    /// When ClickHouse cannot be asked.
+    pub async fn rows_ahead(
+        &self,
+        table: &Arc<str>,
+        starts: &[(PartitionId, i64)],
+    ) -> Result<Vec<RowsAhead>, ServerError> {
+        rows_ahead(&self.client, table, starts).await
     }
 }
 

@@ -90,6 +90,7 @@ fn pipeline(
         );
     }
     let delivery = section.read("delivery", "exactly-once");
+    let allow_replay = section.read("allow_replay", "false");
     let dead_letter_topic: String = section.read("dead_letter_topic", &format!("{name}.dead-letters"));
     check_topic(&section, "dead_letter_topic", &dead_letter_topic);
     if topics.contains(&dead_letter_topic) {
@@ -116,6 +117,7 @@ fn pipeline(
         topics,
         group,
         delivery,
+        allow_replay,
         dead_letter_topic,
         start,
         validators,

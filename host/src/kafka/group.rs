@@ -5,12 +5,13 @@
 //! never contended; they are there because librdkafka's types ask for `Sync`.
 //!
 //! Where a partition is read from is decided here, before it is assigned ([`position`](super::position)),
+//! or, exactly-once, soon after, once the tables were asked ([`withheld`](super::withheld));
 //! and every partition that goes is settled before it is given back, however long that takes: a commit
 //! that is still under way could reach the coordinator under a newer generation.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -25,11 +26,13 @@ use tokio::sync::mpsc;
 use crate::domain::chunk::ChunkBuilder;
 use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::pipeline::event::{Assignment, Event};
+use crate::pipeline::ports::Tables;
 
 use super::intake::IntakeSettings;
 use super::log;
 use super::position::{self, Position, Unknown};
 use super::queue::MessageQueue;
+use super::withheld::{self, Looked, Withheld};
 
 /// Least [`rebalance_timeout`].
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -93,6 +96,8 @@ pub(super) struct Troubles {
     /// Waiting for an assignment since then.
     joining: Option<Instant>,
     offsets: Option<String>,
+    /// Why it is not known yet what the tables hold.
+    tables: Option<String>,
     brokers: Option<String>,
     partitions: BTreeMap<(String, i32), String>,
 }
@@ -101,7 +106,8 @@ impl Troubles {
     /// What is said of them at `/ready`.
     pub(super) fn list(&self) -> Vec<String> {
         let joining = self.joining.map(|since| self.joining_since(since));
-        let others = self.offsets.iter().chain(&self.brokers).chain(self.partitions.values());
+        let others =
+            self.offsets.iter().chain(&self.tables).chain(&self.brokers).chain(self.partitions.values());
         joining.into_iter().chain(others.cloned()).collect()
     }
 
@@ -111,7 +117,10 @@ impl Troubles {
             return format!("kafka: joining the consumer group {group}");
         }
         format!(
-            "kafka: no assignment from the consumer group {group} for more than {}: a member that does not              answer holds it up, for max.poll.interval.ms at most; `kafka-consumer-groups.sh --describe              --members --group {group}` lists the members, and if none of them is alive restart the broker              that coordinates the group",
+            "kafka: no assignment from the consumer group {group} for more than {}: a member that does not \
+             answer holds it up, for max.poll.interval.ms at most; `kafka-consumer-groups.sh --describe \
+             --members --group {group}` lists the members, and if none of them is alive restart the broker \
+             that coordinates the group",
             humantime::format_duration(HELD_UP)
         )
     }
@@ -120,6 +129,7 @@ impl Troubles {
     pub(super) fn is_empty(&self) -> bool {
         self.joining.is_none()
             && self.offsets.is_none()
+            && self.tables.is_none()
             && self.brokers.is_none()
             && self.partitions.is_empty()
     }
@@ -151,11 +161,12 @@ impl Troubles {
 }
 
 /// See the module documentation.
-#[derive(Debug)]
 pub(super) struct GroupContext {
     pub(super) queue: MessageQueue,
     slots: Mutex<Slots>,
     troubles: Mutex<Troubles>,
+    withheld: Mutex<Withheld>,
+    tables: Option<Arc<dyn Tables>>,
     events: mpsc::Sender<Event>,
     from_latest: bool,
     exactly_once: bool,
@@ -167,6 +178,7 @@ pub(super) struct GroupContext {
 impl GroupContext {
     pub(super) fn new(
         events: mpsc::Sender<Event>,
+        tables: Option<Arc<dyn Tables>>,
         settings: &IntakeSettings,
         rebalance_timeout: Duration,
     ) -> Self {
@@ -176,6 +188,8 @@ impl GroupContext {
             queue: MessageQueue::detached(),
             slots: Mutex::default(),
             troubles: Mutex::new(troubles),
+            withheld: Mutex::default(),
+            tables,
             events,
             from_latest: settings.start == "latest",
             exactly_once: settings.delivery == Delivery::ExactlyOnce,
@@ -243,14 +257,23 @@ impl GroupContext {
         let _ = self.events.blocking_send(Event::IntakeTrouble(list));
     }
 
-    fn assign(&self, positions: Vec<Position>) -> Result<TopicPartitionList, KafkaError> {
+    /// What librdkafka is to be told of an assignment.
+    fn assignment(&self, positions: &[Position]) -> Result<TopicPartitionList, KafkaError> {
         let mut partitions = TopicPartitionList::with_capacity(positions.len());
-        let mut assigned = Vec::new();
-        let mut slots = self.slots();
-        for Position { partition: id, committed, read_from, pending } in positions {
+        for Position { partition: id, read_from, .. } in positions {
             self.queue.forward(&id.topic, id.partition);
             let mut element = partitions.add_partition(&id.topic, id.partition);
             element.set_offset(read_from.map_or(Offset::Stored, Offset::Offset))?;
+        }
+        self.troubles().joining = None;
+        Ok(partitions)
+    }
+
+    /// Tells the flow that partitions are ours and are read.
+    fn announce(&self, positions: Vec<Position>) {
+        let mut assigned = Vec::new();
+        let mut slots = self.slots();
+        for Position { partition: id, committed, read_from, pending } in positions {
             let epoch = slots.next_epoch();
             slots.slots.retain(|slot| slot.id != id);
             assigned.push(Assignment { partition: id.clone(), epoch, position: committed, pending });
@@ -258,10 +281,77 @@ impl GroupContext {
             slots.slots.push(Slot { id, epoch, next_sequence: 0, next_offset, builder: None });
         }
         drop(slots);
-        self.troubles().joining = None;
         // The flow is gone only when the pipeline is closing.
         let _ = self.events.blocking_send(Event::Assigned(assigned));
-        Ok(partitions)
+    }
+
+    fn withheld(&self) -> MutexGuard<'_, Withheld> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Assigns partitions; those of which the tables are to be asked first are paused.
+    fn take(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        positions: Vec<Position>,
+        cooperative: bool,
+    ) -> Result<(), KafkaError> {
+        let partitions = self.assignment(&positions)?;
+        let assign = || {
+            if cooperative { consumer.incremental_assign(&partitions) } else { consumer.assign(&partitions) }
+        };
+        if self.tables.is_none() {
+            self.announce(positions);
+            return assign();
+        }
+        assign()?;
+        consumer.pause(&partitions)?;
+        self.withheld().add(positions);
+        Ok(())
+    }
+
+    /// Reads those of the withheld partitions of which the tables hold nothing that is still to be read.
+    ///
+    /// # Errors
+    /// When librdkafka does not let them be read.
+    pub(super) fn read_withheld(&self, consumer: &BaseConsumer<Self>) -> Result<(), KafkaError> {
+        let Some(tables) = self.tables.as_ref().filter(|_| !self.withheld().is_empty()) else {
+            return Ok(());
+        };
+        let look_up = |partitions: &TopicPartitionList| {
+            position::look_up(consumer, partitions, self.from_latest, self.exactly_once).map_err(|unknown| {
+                match unknown {
+                    Unknown::Offsets(reason) => {
+                        format!("kafka: the committed offsets are not known yet: {reason}")
+                    }
+                    Unknown::Metadata(reason) => reason,
+                }
+            })
+        };
+        let Looked { free, held, tables } = self.withheld().look(&**tables, look_up);
+        let mut troubles = self.troubles();
+        match tables {
+            Some(reason) if reason.is_empty() => troubles.tables = None,
+            Some(reason) => troubles.tables = Some(reason),
+            None => {}
+        }
+        for (partition, reason) in held {
+            let place = (partition.topic.to_string(), partition.partition);
+            if troubles.partitions.get(&place) != Some(&reason) {
+                tracing::error!(reason, "a partition is not read");
+                troubles.partitions.insert(place, reason);
+            }
+        }
+        for Position { partition, .. } in &free {
+            troubles.partition_reads(&partition.topic, partition.partition);
+        }
+        drop(troubles);
+        if free.is_empty() {
+            return Ok(());
+        }
+        withheld::read_on(consumer, &free)?;
+        self.announce(free);
+        Ok(())
     }
 
     fn revoke(&self, partitions: &TopicPartitionList, lost: bool) {
@@ -277,6 +367,12 @@ impl GroupContext {
             }
         }
         drop(slots);
+        for element in partitions.elements() {
+            let partition = PartitionId { topic: element.topic().into(), partition: element.partition() };
+            if self.withheld().remove(&partition) {
+                self.troubles().partition_reads(&partition.topic, partition.partition);
+            }
+        }
         if lost {
             self.troubles().joining = Some(Instant::now());
         }
@@ -319,13 +415,7 @@ impl ConsumerContext for GroupContext {
                     let _ = self.events.blocking_send(Event::Broken(reason));
                     Vec::new()
                 });
-                self.assign(assigned).and_then(|partitions| {
-                    if cooperative {
-                        consumer.incremental_assign(&partitions)
-                    } else {
-                        consumer.assign(&partitions)
-                    }
-                })
+                self.take(consumer, assigned, cooperative)
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 self.revoke(partitions, consumer.assignment_lost());

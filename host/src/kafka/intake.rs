@@ -22,6 +22,7 @@ use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::event::{Assignment, DeathNotice, Event, Taken};
+use crate::pipeline::ports::Tables;
 use crate::pipeline::workers::{Job, Refused, Workers};
 
 use super::copy::Copy;
@@ -55,7 +56,7 @@ pub struct IntakeSettings {
 }
 
 /// What an intake talks to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct IntakeCollaborators {
     /// The flow.
     pub events: mpsc::Sender<Event>,
@@ -65,6 +66,14 @@ pub struct IntakeCollaborators {
     pub chain: ChainSlot,
     /// Bytes in flight.
     pub budget: Budget,
+    /// What the pipeline fills, where a partition must not be read whose next records it holds already.
+    pub tables: Option<Arc<dyn Tables>>,
+}
+
+impl std::fmt::Debug for IntakeCollaborators {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("IntakeCollaborators").finish_non_exhaustive()
+    }
 }
 
 /// The group consumer, shared with the offset store.
@@ -108,7 +117,8 @@ impl Intake {
         }
         client.set_log_level(RDKafkaLogLevel::Info);
         let rebalance_timeout = rebalance_timeout(&mut client, settings.drain_timeout);
-        let context = GroupContext::new(with.events.clone(), &settings, rebalance_timeout);
+        let tables = with.tables.clone();
+        let context = GroupContext::new(with.events.clone(), tables, &settings, rebalance_timeout);
         let consumer: Arc<GroupConsumer> = Arc::new(client.create_with_context(context)?);
         attach(&consumer);
         let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
@@ -234,6 +244,9 @@ impl Reader {
             let reading = state == RUNNING && available > 0 && self.pending.is_empty();
             let wait = if self.pending.is_empty() { READ_TIMEOUT } else { HAND_OVER_WAIT };
             self.serve_group(if reading { Duration::ZERO } else { wait });
+            if let Err(error) = self.consumer.context().read_withheld(&self.consumer) {
+                self.send(Event::Broken(format!("kafka refuses to read a partition: {error}")));
+            }
             if reading {
                 let maximum = (available / record_bytes).clamp(1, MAXIMUM_RECORDS);
                 self.read(maximum, &mut record_bytes);

@@ -19,6 +19,7 @@ mod queue;
 pub mod reader;
 pub mod slices;
 pub mod transactions;
+mod withheld;
 
 /// Sends librdkafka's log to ours.
 fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {

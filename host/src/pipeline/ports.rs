@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::domain::chunk::Chunk;
 use crate::domain::intent::{ForcedKind, IntentSlice};
+use crate::domain::ledger::PartitionId;
 use crate::domain::retry::Retryability;
 use crate::domain::row::{ColumnDefinition, Output};
 use crate::domain::verdict::{ChunkVerdicts, DeadLetter, Revision, Stage};
@@ -99,6 +101,33 @@ pub trait Sink: Send + Sync + 'static {
         table: &TableBinding,
         slice: &IntentSlice,
     ) -> impl Future<Output = Result<Vec<i64>, InsertError>> + Send;
+}
+
+/// Rows that a table holds of records which the group has yet to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowsAhead {
+    /// Partition of the records.
+    pub partition: PartitionId,
+    /// Offset from which on it was asked.
+    pub start: i64,
+    /// Table.
+    pub table: Arc<str>,
+    /// Number of rows.
+    pub rows: u64,
+    /// Least offset.
+    pub first: i64,
+    /// Greatest offset.
+    pub last: i64,
+}
+
+/// What a pipeline fills, asked before partitions are read.
+pub trait Tables: Send + Sync + 'static {
+    /// Where tables hold rows of records at these offsets or after them, by the provenance columns; tables
+    /// without them say nothing. Does not block: the answer comes over the channel. One attempt.
+    fn rows_ahead(
+        &self,
+        starts: Vec<(PartitionId, i64)>,
+    ) -> oneshot::Receiver<Result<Vec<RowsAhead>, String>>;
 }
 
 /// Why dead letters or offsets did not reach Kafka.

@@ -94,8 +94,8 @@ impl Lines {
     }
 
     /// What ended the iterator early, if anything did.
-    pub fn error(self) -> Option<LineError> {
-        self.error
+    pub fn error(&self) -> Option<&LineError> {
+        self.error.as_ref()
     }
 
     fn read_failed(&self, source: std::io::Error) -> LineError {

@@ -5,6 +5,7 @@
 mod rebalance;
 mod recovery;
 mod refusals;
+mod replay;
 mod schema;
 mod stage;
 

@@ -37,7 +37,7 @@ fn a_table_that_remembers_no_inserts_is_refused_with_the_statement_that_mends_it
 }
 
 /// Commits an offset with metadata, as another program would.
-fn commit(stage: &Stage, offset: i64, metadata: &str) {
+pub(crate) fn commit(stage: &Stage, offset: i64, metadata: &str) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", stage.servers.kafka.bootstrap())
         .set("group.id", stage.name())

@@ -86,6 +86,7 @@ impl Member {
             workers,
             chain: ChainSlot::new(chain),
             budget: Budget::new(64 << 20),
+            tables: None,
         };
         let intake = Intake::start(client.clone(), settings, with).expect("the intake starts");
         Self { intake: Some(intake), events: heard, client, group: group.to_owned() }

@@ -9,6 +9,8 @@ use crate::app;
 use crate::config::Config;
 use crate::kafka::reader::OwnedRecord;
 
+use super::change::{Change, RuleRevision};
+
 /// Rows shown from the table.
 const ROWS_SHOWN: usize = 3;
 /// Dead letters shown with their headers.
@@ -54,7 +56,12 @@ pub(super) fn tables(config: &Config) -> Vec<String> {
 }
 
 /// Prints everything but the last line.
-pub(super) async fn print(config: &Config, counts: &Counts, elapsed: Duration) -> Result<()> {
+pub(super) async fn print(
+    config: &Config,
+    counts: &Counts,
+    change: &Change,
+    elapsed: Duration,
+) -> Result<()> {
     let clickhouse = app::clickhouse_settings(config).client();
     let mut by_code: BTreeMap<(&str, &str), (u64, &OwnedRecord)> = BTreeMap::new();
     for letter in &counts.dead_letters {
@@ -66,6 +73,7 @@ pub(super) async fn print(config: &Config, counts: &Counts, elapsed: Duration) -
         let reason = letter.header("sluice.reason").unwrap_or("");
         println!("  {count:>6}  {kind:<10} {code:<24} {reason}");
     }
+    print_revisions(config, counts, change).await?;
     for table in tables(config) {
         println!("\nSELECT * FROM {table} LIMIT {ROWS_SHOWN}");
         let query = format!("SELECT * FROM {table} ORDER BY _partition, _offset LIMIT {ROWS_SHOWN}");
@@ -89,6 +97,41 @@ pub(super) async fn print(config: &Config, counts: &Counts, elapsed: Duration) -
         counts.produced as f64 / elapsed.as_secs_f64(),
         config.pipelines[0].batch.linger,
     );
+    Ok(())
+}
+
+/// What each revision of the rule let through and what it did not, and the rule that was refused.
+async fn print_revisions(config: &Config, counts: &Counts, change: &Change) -> Result<()> {
+    let clickhouse = app::clickhouse_settings(config).client();
+    println!("\nWhat each revision of {} let through", change.rule);
+    println!("  {:<14} {:>8} {:>9}  codes that the other one lacks", "revision", "rows", "rejected");
+    let codes = |revision: &RuleRevision| {
+        let mut codes: BTreeMap<&str, u64> = BTreeMap::new();
+        let by = |letter: &&OwnedRecord| {
+            letter.header("sluice.revision").is_some_and(|by| by.starts_with(&revision.rule))
+        };
+        for letter in counts.dead_letters.iter().filter(by) {
+            *codes.entry(letter.header("sluice.code").unwrap_or("")).or_default() += 1;
+        }
+        codes
+    };
+    for (revision, other) in [(&change.before, &change.after), (&change.after, &change.before)] {
+        let mut rows = 0;
+        for table in tables(config) {
+            let query = format!("SELECT count() FROM {table} WHERE _revision = ?");
+            rows += clickhouse.query(&query).bind(&revision.chain).fetch_one::<u64>().await?;
+        }
+        let (codes, others) = (codes(revision), codes(other));
+        let rejected: u64 = codes.values().sum();
+        let own: Vec<_> = codes
+            .iter()
+            .filter(|(code, _)| !others.contains_key(*code))
+            .map(|(code, count)| format!("{code} {count}"))
+            .collect();
+        println!("  {:<14} {rows:>8} {rejected:>9}  {}", revision.rule, own.join(", "));
+    }
+    let (file, text) = &change.refused;
+    println!("\nA rule whose copy was cut short changed nothing; {file} lies beside it\n{}", indent(text));
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::currency;
+use super::currency;
 
 /// `pipelines.*.settings.purchase-rules`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

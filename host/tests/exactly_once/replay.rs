@@ -1,0 +1,70 @@
+//! Offsets that went back, as where brokers lost commits: what the table holds is not inserted again.
+
+use crate::refusals::commit;
+use crate::stage::Stage;
+use crate::support::sluice::Sluice;
+
+fn is_held(host: &Sluice, offsets: &str) -> bool {
+    let (code, body) = host.get("/ready");
+    code == 503 && body.contains("partition 0 is not read") && body.contains(offsets)
+}
+
+#[test]
+fn a_partition_whose_offset_went_back_is_not_read_until_that_is_mended_and_the_others_are() {
+    let stage = Stage::new("went_back", 2, "");
+    let configuration = stage.host("only");
+    stage.send(&[(0, "aaxaa"), (1, "b")]);
+    let host = stage.start(&configuration);
+    stage.finish(host);
+    commit(&stage, 1, "");
+
+    let host = Sluice::start(&configuration);
+    host.wait_until("the partition is held", |host| is_held(host, "3 rows of offsets 1 to 4"));
+    stage.send(&[(0, "a"), (1, "bx")]);
+    host.wait_until("the other one is read", |_| stage.committed(1) == Some((3, String::new())));
+    assert_eq!(stage.committed(0), Some((1, String::new())));
+    assert_eq!(host.stop(), Some(0));
+    assert_eq!((stage.rows(), stage.letters()), (6, 2));
+
+    commit(&stage, 5, "");
+    let host = stage.start(&configuration);
+    stage.finish(host);
+    let endings = stage.endings();
+    assert_eq!(endings.len(), 9);
+    assert!(endings[&(0, 5)].is_row("a"));
+}
+
+/// The pending batch that the metadata lists is of hours ago: to recover it would settle it a second time.
+#[test]
+fn what_is_pending_at_an_offset_that_went_back_stays_untouched() {
+    let stage = Stage::new("went_far_back", 1, "");
+    let configuration = stage.host("only");
+    stage.leave_pending(configuration, crate::stage::Insert::Unsent, 0, |_| stage.send(&[(0, "ax")]));
+    let (offset, metadata) = stage.committed(0).expect("an intent");
+    let configuration = stage.host("only");
+    let host = stage.start(&configuration);
+    host.wait_until("it is recovered", |_| stage.is_settled());
+    stage.send(&[(0, "aa")]);
+    stage.finish(host);
+    assert_eq!((stage.rows(), stage.letters()), (3, 1));
+    commit(&stage, offset, &metadata);
+
+    let host = Sluice::start(&configuration);
+    host.wait_until("the partition is held", |host| is_held(host, "2 rows of offsets 2 to 3"));
+    assert_eq!(stage.committed(0), Some((offset, metadata)));
+    assert_eq!(host.stop(), Some(0));
+    assert_eq!((stage.rows(), stage.letters()), (3, 1));
+}
+
+#[test]
+fn a_replay_that_is_allowed_is_one() {
+    let stage = Stage::new("replayed", 1, "");
+    let configuration = stage.host("only").set(&stage.key("ALLOW_REPLAY"), "true");
+    stage.send(&[(0, "aax")]);
+    let host = stage.start(&configuration);
+    stage.finish(host);
+    commit(&stage, 1, "");
+    let host = stage.start(&configuration);
+    stage.finish(host);
+    assert_eq!((stage.rows(), stage.letters()), (3, 2));
+}
