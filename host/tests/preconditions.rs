@@ -16,6 +16,7 @@ fn pipeline(topics: &[&str], table: &str) -> PipelineConfig {
         topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
         group: "tests".into(),
         delivery: Delivery::ExactlyOnce,
+        allow_replay: false,
         dead_letter_topic: "dead".into(),
         start: StartOffset::Earliest,
         validators: None,

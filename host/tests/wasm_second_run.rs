@@ -231,7 +231,7 @@ fn a_module_all_of_whose_records_are_forced_is_not_called() {
 #[test]
 fn a_second_run_has_ten_times_the_time_and_says_a_timeout_that_was_not_recorded() {
     let mut folder = folder();
-    folder.settings.limits.call_timeout = std::time::Duration::from_millis(20);
+    folder.settings.limits.default.call_timeout = std::time::Duration::from_millis(20);
     let (chain, archived) = folder.load_and_archive();
     let again = folder.load_archived(archived.clone()).unwrap_or_else(|error| panic!("{error}"));
     drop(chain);
@@ -246,7 +246,7 @@ fn a_second_run_has_ten_times_the_time_and_says_a_timeout_that_was_not_recorded(
 #[test]
 fn what_was_not_judged_is_not_judged_again() {
     let mut folder = folder();
-    folder.settings.limits.call_timeout = std::time::Duration::from_millis(20);
+    folder.settings.limits.default.call_timeout = std::time::Duration::from_millis(20);
     let (chain, archived) = folder.load_and_archive();
     // The module hangs on so many that it is given up, and records that it would accept are refused unrun.
     let whole = chunk((0..300).map(|index| if index % 10 == 0 { "a" } else { "L" }));

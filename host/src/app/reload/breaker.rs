@@ -16,7 +16,6 @@ use crate::domain::deployment::EventKind;
 use crate::domain::verdict::{Revision, Stage};
 use crate::wasm::{Module, Tally};
 
-use super::due::is_in_force;
 use super::gate::Candidate;
 use super::{AGAIN, Key, Reloader, has_run};
 
@@ -188,8 +187,8 @@ impl Reloader {
         let (pipeline, module) = (self.pipeline.name.clone(), key.1.clone());
         let back = before.map_or_else(|| "no rule at all".to_owned(), |before| before.to_string());
         self.refresh().await;
-        let hold = self.standings.get(&(key.0, key.1.clone())).and_then(|standing| standing.hold.as_ref());
-        if hold.is_some_and(|hold| is_in_force(hold, Some(revision))) {
+        let standing = self.standings.get(&(key.0, key.1.clone()));
+        if standing.is_some_and(|standing| standing.hold_against(Some(revision)).is_some()) {
             // Another host was faster.
             return self.pass().await;
         }

@@ -9,7 +9,8 @@ use crate::pipeline::modules::{
 };
 
 use super::entry::Entry;
-use super::gate::{self, Trial};
+use super::gate::{self, DueCases, Trial};
+use super::scan::CasesFile;
 use super::{Key, Reloader};
 
 /// What is decided: the event, the revision that it holds, and the revision of the file that it stands in for.
@@ -184,8 +185,9 @@ impl Reloader {
         if entry.live_revision() == Some(revision) {
             return Ok(());
         }
-        let (trial, path) = (Trial::Archived(revision, key.0), entry.path.clone());
-        let tried = gate::try_out(&self.with, &self.settings, (&key.1, trial), &path, None).await;
+        let cases = DueCases { file: CasesFile::none(), is_binding: false };
+        let trial = Trial::Archived(revision, key.0);
+        let tried = gate::try_out(&self.with, &self.settings, (&key.1, trial), cases).await;
         tried.map(drop).map_err(|(refusal, _)| {
             let text =
                 format!("nothing was changed: revision {revision} of module {} {}", key.1, refusal.reason);
