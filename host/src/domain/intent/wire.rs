@@ -284,7 +284,7 @@ impl<'a> Reader<'a> {
         let mut start = expected;
         if head & 1 == 1 {
             let moved = self.number()?;
-            let distance = (moved >> 1) as i64 + 1;
+            let distance = ((moved >> 1) as i64).checked_add(1).ok_or(WireFault::Number)?;
             start = if moved & 1 == 0 { start.checked_add(distance) } else { start.checked_sub(distance) }
                 .ok_or(WireFault::Number)?;
         }
