@@ -110,7 +110,8 @@ impl App {
         let servers_task = tokio::spawn(admin.run(servers.clone()));
 
         let engine = caching_engine(&config)?;
-        let modules = Arc::new(ModuleRegistry::new(engine, wasm_metrics));
+        let modules =
+            Arc::new(ModuleRegistry::new(engine, wasm_metrics).with_shadow_share(config.shadow_share));
         let settings = clickhouse_settings(&config);
         let revisions = RevisionArchive::new(&settings);
         let deployments = Deployments::new(&settings);

@@ -50,6 +50,8 @@ pub struct Config {
     pub module_poll: Duration,
     /// Where compiled modules are kept; `None` for nowhere.
     pub module_cache: Option<ModuleCacheConfig>,
+    /// Part of one core that all shadows together may take.
+    pub shadow_share: f64,
     /// By name; at least one.
     pub pipelines: Vec<PipelineConfig>,
 }

@@ -23,6 +23,7 @@ mod gate;
 mod metrics;
 mod orders;
 mod scan;
+mod shadows;
 mod tell;
 
 use std::collections::BTreeMap;
@@ -90,6 +91,7 @@ pub(super) struct Reloader {
     /// What new chunks meet; none before the first pass that came to its end.
     chain: Option<ChainSlot>,
     retired: Vec<Arc<BoundChain>>,
+    shadowed: Vec<shadows::Shadowed>,
     due: Instant,
     /// When it was made: the breaker's times begin here.
     started: Instant,
@@ -145,6 +147,7 @@ impl Reloader {
             folder_trouble: None,
             chain: None,
             retired: Vec::new(),
+            shadowed: Vec::new(),
             due: Instant::now(),
             started: Instant::now(),
             is_start: true,
@@ -292,6 +295,7 @@ impl Reloader {
         let removed = self.take_note(&scan);
         let candidates = self.try_out(scan.found).await;
         self.deploy(candidates, removed).await;
+        self.pair_shadows();
         self.tell().await;
         self.retire();
         self.due = Instant::now() + self.lacks.map_or(self.with.poll, |wait| wait.min(self.with.poll));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use config::ValueKind;
 
 use super::reader::{Section, read_secret};
-use super::values::{ByteSize, Leaf, Refusal, Scalar, show_bytes, word};
+use super::values::{ByteSize, Leaf, Refusal, Scalar, Share, show_bytes, word};
 use super::{
     AdminConfig, ClickHouseConfig, Config, Limits, LogFormat, LoggingConfig, ModuleCacheConfig, ModuleFiles,
     ResourcesConfig, TransferCompression, pipelines,
@@ -22,10 +22,21 @@ pub(super) fn read(mut root: Section<'_>, base: &Path, files: ModuleFiles) -> Co
     let admin = admin(root.section("admin"), base);
     let logging = logging(root.section("logging"));
     let resources = resources(root.section("resources"));
-    let (modules, module_poll, module_cache) = modules(root.section("modules"), base);
+    let (modules, module_poll, shadow_share, module_cache) = modules(root.section("modules"), base);
     let pipelines = pipelines::read(&mut root, base, files, &resources, &modules);
     root.finish();
-    Config { kafka, clickhouse, admin, logging, resources, modules, module_poll, module_cache, pipelines }
+    Config {
+        kafka,
+        clickhouse,
+        admin,
+        logging,
+        resources,
+        modules,
+        module_poll,
+        module_cache,
+        shadow_share,
+        pipelines,
+    }
 }
 
 fn kafka(mut section: Section<'_>, base: &Path) -> KafkaSettings {
@@ -258,12 +269,20 @@ fn resources(mut section: Section<'_>) -> ResourcesConfig {
     config
 }
 
-fn modules(mut section: Section<'_>, base: &Path) -> (Limits, Duration, Option<ModuleCacheConfig>) {
+fn modules(mut section: Section<'_>, base: &Path) -> (Limits, Duration, f64, Option<ModuleCacheConfig>) {
     let limits = limits(&mut section, &Limits::default());
     let poll = duration_up_to(&mut section, "poll", "5s", Duration::from_secs(3600), "1h");
+    let Share(shadow_share) = ranged(
+        &mut section,
+        "shadow_share",
+        "10%",
+        Share(0.001)..=Share(1.0),
+        |Share(share)| format!("{}%", share * 100.0),
+        "write a percentage from 0.1% to 100%".to_owned(),
+    );
     let cache = cache(&mut section, base);
     section.finish();
-    (limits, poll, cache)
+    (limits, poll, shadow_share, cache)
 }
 
 /// The limits of `section`, whose defaults are `defaults`.

@@ -189,7 +189,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 /// A part of something, from 0 to 1; written as a percentage.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(super) struct Share(pub(super) f64);
 
 impl Leaf for Share {

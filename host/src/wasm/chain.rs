@@ -42,6 +42,7 @@ use super::instance::{CallFault, Instance, StartFault};
 use super::log::ModuleLog;
 use super::metrics::{ModuleMetrics, WasmMetrics};
 use super::module::Module;
+use super::shadow::ShadowSlot;
 use super::tally::Tally;
 
 /// Longest wait before an instance is tried again.
@@ -70,9 +71,18 @@ struct Link {
     module: Arc<Module>,
     metrics: ModuleMetrics,
     tally: Arc<Tally>,
+    shadow: Arc<ShadowSlot>,
     log: Arc<ModuleLog>,
     /// Chunks, one after the other, that exhausted what they may lose. Approximate: runners share it.
     exhausted: AtomicU32,
+}
+
+/// What chains of one pipeline share for a module, from one to the next: where it is counted what becomes
+/// of the records that a revision is shown, and where its shadow gets them.
+#[derive(Default)]
+pub(super) struct Attached {
+    pub(super) tally: Arc<Tally>,
+    pub(super) shadow: Arc<ShadowSlot>,
 }
 
 /// Whether records meet the chain for the first time, or again, in recovery.
@@ -94,21 +104,20 @@ impl std::fmt::Debug for WasmChain {
 }
 
 impl WasmChain {
-    /// A chain of `validators`, in order, and `mapper`, each with where it is counted what becomes of
-    /// the records that it is shown.
+    /// A chain of `validators`, in order, and `mapper`, each with what is attached to it.
     pub(super) fn new(
         engine: WasmEngine,
         validators: Vec<Arc<Module>>,
         mapper: Arc<Module>,
         pipeline: &str,
         metrics: &WasmMetrics,
-        tally: impl Fn(&ModuleIdentity) -> Arc<Tally>,
+        attached: impl Fn(&ModuleIdentity) -> Attached,
     ) -> Self {
         let link = |module: Arc<Module>| {
             let metrics = metrics.module(pipeline, &module.identity().name);
             let log = ModuleLog::new(pipeline, module.identity(), metrics.log_lines_dropped.clone());
-            let tally = tally(module.identity());
-            Link { module, metrics, tally, log, exhausted: AtomicU32::new(0) }
+            let Attached { tally, shadow } = attached(module.identity());
+            Link { module, metrics, tally, shadow, log, exhausted: AtomicU32::new(0) }
         };
         let validators: Vec<_> = validators.into_iter().map(link).collect();
         let mapper = link(mapper);
@@ -185,6 +194,7 @@ impl Runner {
             });
             let refused = rejections[known..].iter();
             validator.tally.add(alive.len(), refused.clone().map(|(_, rejection)| rejection));
+            validator.observe(chunk, &alive, &rejections[known..], &[]);
             let mut refused = refused.map(|(index, _)| *index).peekable();
             alive.retain(|index| refused.next_if_eq(index).is_none());
         }
@@ -199,6 +209,7 @@ impl Runner {
             });
             let refused = rejections[known..].iter();
             chain.mapper.tally.add(alive.len(), refused.map(|(_, rejection)| rejection));
+            chain.mapper.observe(chunk, &alive, &rejections[known..], &rows.outputs);
         }
         rejections.sort_by_key(|(index, _)| *index);
         ChunkVerdicts { chain: chain.revision, outputs: rows.outputs, rejections }
@@ -216,8 +227,10 @@ pub struct SingleModule {
 impl SingleModule {
     pub(super) fn new(engine: WasmEngine, module: Arc<Module>, metrics: &WasmMetrics) -> Self {
         let log = ModuleLog::trial(module.identity());
-        let (metrics, tally) = (metrics.hidden(), Arc::default());
-        Self { engine, link: Arc::new(Link { module, metrics, tally, log, exhausted: AtomicU32::new(0) }) }
+        let metrics = metrics.hidden();
+        let Attached { tally, shadow } = Attached::default();
+        let link = Link { module, metrics, tally, shadow, log, exhausted: AtomicU32::new(0) };
+        Self { engine, link: Arc::new(link) }
     }
 
     /// What runs.
@@ -238,6 +251,24 @@ impl SingleModule {
             });
         }
         ChunkVerdicts { chain: link.module.identity().revision, outputs: rows.outputs, rejections }
+    }
+}
+
+impl Link {
+    /// Lets the shadow, if there is one, see what the module said of the records of `chunk` at `selected`.
+    fn observe(
+        &self,
+        chunk: &Chunk,
+        selected: &[u32],
+        rejections: &[(u32, Rejection)],
+        outputs: &[OutputRows],
+    ) {
+        let revision = self.module.identity().revision;
+        self.shadow.observe(revision, chunk, selected, || ChunkVerdicts {
+            chain: revision,
+            outputs: outputs.to_vec(),
+            rejections: rejections.to_vec(),
+        });
     }
 }
 

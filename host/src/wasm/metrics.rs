@@ -7,6 +7,7 @@ use prometheus::core::{AtomicF64, AtomicU64, GenericCounter};
 use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use crate::domain::verdict::RejectionKind;
+use crate::pipeline::modules::ShadowReport;
 
 /// Kinds of failure of a call; the other kinds are verdicts, not failures.
 const FAULTS: [RejectionKind; 4] =
@@ -22,6 +23,7 @@ pub struct WasmMetrics {
     hidden: ModuleMetrics,
     unjudged: IntCounterVec,
     log_lines_dropped: IntCounterVec,
+    shadows: IntCounterVec,
 }
 
 impl WasmMetrics {
@@ -65,10 +67,18 @@ impl WasmMetrics {
                 ),
                 &labels,
             )?,
+            shadows: IntCounterVec::new(
+                Opts::new(
+                    "sluice_shadow_records_total",
+                    "Records that a module's shadow was to judge, by how it differs from the live revision",
+                ),
+                &["pipeline", "module", "difference"],
+            )?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
         registry.register(Box::new(metrics.faults.clone()))?;
+        registry.register(Box::new(metrics.shadows.clone()))?;
         registry.register(Box::new(metrics.unjudged.clone()))?;
         registry.register(Box::new(metrics.log_lines_dropped.clone()))?;
         Ok(metrics)
@@ -77,6 +87,14 @@ impl WasmMetrics {
     /// Counters that nobody sees.
     pub(super) fn hidden(&self) -> ModuleMetrics {
         self.hidden.clone()
+    }
+
+    /// The counters of a module's shadow, looked up once.
+    pub(super) fn shadow(&self, pipeline: &str, module: &str) -> ShadowMetrics {
+        ShadowMetrics(
+            DIFFERENCES
+                .map(|(difference, _)| self.shadows.with_label_values(&[pipeline, module, difference])),
+        )
     }
 
     /// The counters of one module, looked up once.
@@ -89,6 +107,39 @@ impl WasmMetrics {
             unjudged: self.unjudged.with_label_values(&[pipeline, module]),
             log_lines_dropped: self.log_lines_dropped.with_label_values(&[pipeline, module]),
         }
+    }
+}
+
+/// One number of a report.
+type Number = fn(&ShadowReport) -> u64;
+
+/// Kinds of difference, and where a report has their numbers.
+const DIFFERENCES: [(&str, Number); 7] = [
+    ("same", |report| report.same),
+    ("newly_rejected", |report| report.newly_rejected),
+    ("newly_accepted", |report| report.newly_accepted),
+    ("other_code", |report| report.other_code),
+    ("other_rows", |report| report.other_rows),
+    ("faults", |report| report.faults),
+    ("skipped", |report| report.skipped),
+];
+
+/// The counters of one shadow.
+#[derive(Clone, Debug)]
+pub(super) struct ShadowMetrics([GenericCounter<AtomicU64>; DIFFERENCES.len()]);
+
+impl ShadowMetrics {
+    /// Counts what a report has more than the one before.
+    pub(super) fn compared(&self, before: &ShadowReport, now: &ShadowReport) {
+        for (counter, (_, number)) in self.0.iter().zip(DIFFERENCES) {
+            counter.inc_by(number(now).saturating_sub(number(before)));
+        }
+    }
+
+    /// Counts records that the shadow was not shown.
+    pub(super) fn skipped(&self, records: u64) {
+        let skipped = ShadowReport { skipped: records, ..ShadowReport::default() };
+        self.compared(&ShadowReport::default(), &skipped);
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
 //! | `log.rs` | what modules say to those who run them |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
+//! | `shadow.rs` | revisions that are shown what the live ones were, without effect |
 //! | `cases.rs`, `compare.rs` | what a module should say, and what another revision says |
 //! | `tally.rs` | what became of the records that each revision was shown |
 
@@ -34,6 +35,7 @@ mod log;
 mod metrics;
 mod module;
 mod registry;
+mod shadow;
 mod status_file;
 mod tally;
 mod watcher;

@@ -1,7 +1,7 @@
 //! Registry: from files and settings to a chain, everything that is wrong reported at once.
 //!
 //! State: weak references to the modules that are alive, so that a chain loaded again compiles only
-//! what changed, and to the tallies of those that run.
+//! what changed, and to the tallies and the shadows of those that run.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,15 +10,20 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::domain::module::{ArchivedModule, module_revision};
 use crate::domain::verdict::{Revision, Stage};
+use crate::pipeline::modules::ShadowReport;
 use crate::pipeline::ports::ModuleIdentity;
 
-use super::chain::{SingleModule, WasmChain};
+use super::chain::{Attached, SingleModule, WasmChain};
 use super::engine::WasmEngine;
 use super::folder::{ChainSettings, ModuleFile};
 use super::limits::{Limits, ModuleLimits};
 use super::metrics::WasmMetrics;
 use super::module::{Module, ModuleFault};
+use super::shadow::Shadows;
 use super::tally::{Tallies, Tally};
+
+/// Part of one core that shadows get where nothing else is said.
+const SHADOW_SHARE: f64 = 0.1;
 
 /// One thing that keeps a chain from loading.
 #[derive(Debug)]
@@ -58,6 +63,7 @@ pub struct ModuleRegistry {
     metrics: WasmMetrics,
     alive: Mutex<HashMap<Key, Weak<Module>>>,
     tallies: Tallies,
+    shadows: Shadows,
 }
 
 /// What makes a module the same: pipelines may give one file other limits, and each keeps its own.
@@ -66,7 +72,19 @@ type Key = (Stage, String, Revision, Limits);
 impl ModuleRegistry {
     /// An empty registry.
     pub fn new(engine: WasmEngine, metrics: WasmMetrics) -> Self {
-        Self { engine, metrics, alive: Mutex::default(), tallies: Tallies::default() }
+        Self {
+            engine,
+            metrics,
+            alive: Mutex::default(),
+            tallies: Tallies::default(),
+            shadows: Shadows::new(SHADOW_SHARE),
+        }
+    }
+
+    /// The same with another part of one core for all shadows together; it is above 0, and 0.1 otherwise.
+    #[must_use]
+    pub fn with_shadow_share(self, share: f64) -> Self {
+        Self { shadows: Shadows::new(share), ..self }
     }
 
     /// Loads every module of a pipeline. Blocking, for as long as compiling takes.
@@ -151,8 +169,9 @@ impl ModuleRegistry {
         }
         match loaded.pop() {
             Some(mapper) if problems.is_empty() => {
-                let tally = |_: &ModuleIdentity| Arc::default();
-                Ok(WasmChain::new(self.engine.clone(), loaded, mapper, pipeline, &self.metrics, tally))
+                // What is judged again was counted, and shown to shadows, when it was judged first.
+                let attached = |_: &ModuleIdentity| Attached::default();
+                Ok(WasmChain::new(self.engine.clone(), loaded, mapper, pipeline, &self.metrics, attached))
             }
             _ => Err(LoadError { problems }),
         }
@@ -160,8 +179,11 @@ impl ModuleRegistry {
 
     /// A chain of `validators`, in order, and `mapper`; its metrics are those of `pipeline`.
     pub fn compose(&self, validators: Vec<Arc<Module>>, mapper: Arc<Module>, pipeline: &str) -> WasmChain {
-        let tally = |module: &ModuleIdentity| self.tally(pipeline, module);
-        WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics, tally)
+        let attached = |module: &ModuleIdentity| Attached {
+            tally: self.tally(pipeline, module),
+            shadow: self.shadows.slot(pipeline, module.stage, &module.name),
+        };
+        WasmChain::new(self.engine.clone(), validators, mapper, pipeline, &self.metrics, attached)
     }
 
     /// What became of the records that the chains of `pipeline` showed to a revision of a module.
@@ -172,6 +194,25 @@ impl ModuleRegistry {
     /// `module` on its own, for golden cases and comparisons.
     pub fn single(&self, module: Arc<Module>) -> SingleModule {
         SingleModule::new(self.engine.clone(), module, &self.metrics)
+    }
+
+    /// Runs `shadow` beside `live`, which the chain of `pipeline` has, from its next chunk on. Where these
+    /// two are compared already, that goes on; otherwise the comparison begins anew.
+    ///
+    /// # Errors
+    /// When the system refuses the thread that runs shadows.
+    pub fn shadow(&self, pipeline: &str, live: &Module, shadow: Arc<Module>) -> std::io::Result<()> {
+        self.shadows.set(pipeline, live, self.single(shadow), &self.metrics)
+    }
+
+    /// Ends the shadow of a module, if it has one.
+    pub fn end_shadow(&self, pipeline: &str, stage: Stage, name: &Arc<str>) {
+        self.shadows.unset(pipeline, stage, name);
+    }
+
+    /// How the shadow of a module compares so far; none where it has none.
+    pub fn shadow_report(&self, pipeline: &str, stage: Stage, name: &Arc<str>) -> Option<ShadowReport> {
+        self.shadows.report(pipeline, stage, name)
     }
 
     fn load_again(&self, module: ArchivedModule, limits: &Limits) -> Result<Arc<Module>, ModuleFault> {

@@ -203,6 +203,16 @@ impl ModuleFolder {
         self.settings.settings.insert(module.to_owned(), settings);
     }
 
+    /// What loads it.
+    pub fn registry(&self) -> &ModuleRegistry {
+        &self.registry
+    }
+
+    /// The same, with all of a core for shadows, or a part of it.
+    pub fn with_shadow_share(self, share: f64) -> Self {
+        Self { registry: self.registry.with_shadow_share(share), ..self }
+    }
+
     /// Loads the chain.
     pub fn load(&self) -> Result<WasmChain, LoadError> {
         self.registry.load_chain(&self.settings)

@@ -22,6 +22,13 @@ use super::{AGAIN, Key, Reloader};
 impl Reloader {
     /// Puts together what is live, what passed and what is left; publishes it where it is another chain.
     pub(super) async fn deploy(&mut self, mut candidates: BTreeMap<Key, Candidate>, removed: Vec<Key>) {
+        // Shadows are in no chain.
+        let shadows: Vec<Key> = candidates.keys().filter(|key| key.2).cloned().collect();
+        for (key, candidate) in shadows.into_iter().filter_map(|key| candidates.remove_entry(&key)) {
+            if let (Some(entry), Candidate::Module { module, .. }) = (self.entries.get_mut(&key), candidate) {
+                entry.live = Some(Live::now(module));
+            }
+        }
         loop {
             let mut validators = Vec::new();
             let mut mapper = None;
@@ -162,8 +169,7 @@ impl Reloader {
             self.with.revisions.store_chain(&self.pipeline.name, chain.revision(), chain.modules()).await
         };
         archived.await.map_err(|error| Refusal::by(Gate::Archive, error.retryability(), &error))?;
-        let live =
-            candidates.iter().filter(|(key, _)| !key.2).map(|(key, candidate)| (key, candidate.revision()));
+        let live = candidates.iter().map(|(key, candidate)| (key, candidate.revision()));
         let gone = removed.iter().map(|key| (key, None));
         for ((stage, name, _), revision) in live.chain(gone) {
             if self.standings.get(&(*stage, name.clone())).and_then(|standing| standing.live) == revision {

@@ -76,13 +76,20 @@ impl Refusal {
     }
 }
 
+/// What is wrong with a shadow that has nothing to be compared with.
+pub(super) const ORPHAN: &str =
+    "has no live module of its name beside it, so it is not run: copy that, or rename the shadow";
+
 /// See the module documentation.
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) stage: Stage,
     pub(super) path: PathBuf,
     pub(super) is_shadow: bool,
+    /// What judges records; of a shadow, what is run beside that.
     pub(super) live: Option<Live>,
+    /// A shadow without a live module of its name.
+    pub(super) is_orphan: bool,
     /// Revision of the file, since when it is known, and the cases beside it.
     pub(super) found: Option<(Revision, String, CasesContent)>,
     /// What is held in place of the file, and why.
@@ -109,6 +116,7 @@ impl Entry {
             path,
             is_shadow,
             live: None,
+            is_orphan: false,
             found: None,
             held: None,
             rolled_back: None,
@@ -153,6 +161,7 @@ impl Entry {
         match (&self.refusal, &self.held) {
             (Some(refusal), _) => Some(Problem { gate: Some(refusal.gate), reason: refusal.reason.clone() }),
             (None, Some((_, reason))) => Some(Problem { gate: None, reason: reason.clone() }),
+            (None, None) if self.is_orphan => Some(Problem { gate: None, reason: ORPHAN.to_owned() }),
             (None, None) => missing().or_else(warned).or_else(failing),
         }
     }
@@ -169,7 +178,12 @@ impl Entry {
             file: self.path.display().to_string(),
             is_shadow: self.is_shadow,
             state: self.state(),
-            live: self.live.as_ref().map(|live| since(live.revision(), &live.since)),
+            // A shadow judges nothing.
+            live: self
+                .live
+                .as_ref()
+                .filter(|_| !self.is_shadow)
+                .map(|live| since(live.revision(), &live.since)),
             found: self.found.as_ref().map(|(revision, known, _)| since(*revision, known)),
             cases: self.cases.as_ref().and_then(|(_, _, outcome)| outcome.as_ref().ok().cloned()),
             problem: self.problem(),

@@ -4,9 +4,7 @@ use crate::clickhouse::deployments::DeploymentsError;
 use crate::domain::deployment::{EventKind, NewEvent};
 use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
-use crate::pipeline::modules::{
-    ModuleAction, ModuleEvent, ModuleOrder, ModuleRequest, OrderError, ShadowReport,
-};
+use crate::pipeline::modules::{ModuleAction, ModuleEvent, ModuleOrder, ModuleRequest, OrderError};
 
 use super::entry::Entry;
 use super::gate::{self, DueCases, Trial};
@@ -45,7 +43,7 @@ impl Reloader {
     }
 
     /// Of two modules of one name, which is refused, the one that is live is meant.
-    fn key_of(&self, name: &str) -> Result<Key, OrderError> {
+    pub(super) fn key_of(&self, name: &str) -> Result<Key, OrderError> {
         let named = self.entries.iter().filter(|(key, _)| key.1 == name && !key.2);
         let known = named.max_by_key(|(_, entry)| entry.live.is_some()).map(|(key, _)| key.clone());
         // A rule whose file is gone has a history all the same.
@@ -62,13 +60,6 @@ impl Reloader {
             .history(&self.pipeline.name, &name, stage, limit)
             .await
             .map_err(|error| refused(&error, error.to_string()))
-    }
-
-    fn shadow(&self, name: &str) -> Result<ShadowReport, OrderError> {
-        self.key_of(name)?;
-        Err(OrderError::NotFound(format!(
-            "module {name} has no shadow: copy one beside it as {name}.shadow.wasm"
-        )))
     }
 
     async fn act(
