@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 CARGO ?= cargo
 
-.PHONY: help setup libchdb modules kafka kafka-stop kafka-jars build test lint fmt fmt-check doc demo bench chaos \
+.PHONY: help setup libchdb modules kafka kafka-stop kafka-jars build test lint fmt fmt-check doc demo bench chaos fuzz \
         licences advisories image clean
 
 help: ## list the verbs
@@ -72,6 +72,9 @@ bench: setup libchdb modules kafka-jars ## measure; the figures go to target/ben
 chaos: setup libchdb modules kafka-jars ## kill, freeze and cut everything under load; KILLS=200: the full run, SEED=N: the same again
 	@echo "chaos: building"
 	@KILLS=$(KILLS) CHAOS_SEED=$(SEED) $(CARGO) test --quiet --locked -p sluice --test chaos
+
+fuzz: ## libFuzzer over the decoders of what others write, guided by coverage; FUZZ_SECONDS=60 a target
+	@deploy/fuzz.sh
 
 licences: ## check licences and sources of all dependencies against deny.toml
 	@python3 deploy/licences.py

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::domain::row::{ColumnDefinition, ColumnType};
 
@@ -139,4 +141,83 @@ fn output_limits_obeyed_and_violated() {
     assert_eq!(check(two(), rows(b"\x02ab", &[3], &[1])).as_deref(), Some("output_too_large"));
     let three = rows(&[1, 0, 2, 0, 3, 0], &[2, 4, 6], &[3]);
     assert_eq!(check(three, rows(b"", &[], &[0])).as_deref(), Some("too_many_rows"));
+}
+
+/// Rows for `records` records that are nearly those of [`outputs`], so that some of the answers are good
+/// and the others are wrong in any of its lists.
+fn any_rows(records: usize, row: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = types::Rows> {
+    let rows = prop::collection::vec(prop::collection::vec(row, 0..3), records);
+    let lie = prop::option::weighted(0.3, (0..3usize, any::<prop::sample::Index>(), any::<u32>()));
+    (rows, lie).prop_map(|(rows, lie)| {
+        let mut given = types::Rows { bytes: Vec::new(), row_ends: Vec::new(), rows_per_record: Vec::new() };
+        for rows in rows {
+            given.rows_per_record.push(rows.len() as u32);
+            for row in rows {
+                given.bytes.extend(row);
+                given.row_ends.push(given.bytes.len() as u32);
+            }
+        }
+        let list = match lie {
+            Some((0, ..)) => &mut given.row_ends,
+            Some((1, ..)) => &mut given.rows_per_record,
+            Some((_, place, value)) => {
+                let end = place.index(given.bytes.len() + 1);
+                given.bytes.resize(end, value as u8);
+                return given;
+            }
+            None => return given,
+        };
+        if let Some((_, place, value)) = lie.filter(|_| !list.is_empty()) {
+            // Small ones are likelier to be overlooked than those that are beyond everything.
+            let place = place.index(list.len());
+            list[place] = if value % 2 == 0 { value } else { value % 8 };
+        }
+        given
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever a mapper says: nothing panics, and what is taken is what the flow relies on.
+    #[test]
+    fn any_answer_is_refused_or_sound(
+        selected in prop::collection::btree_set(0..12u32, 4..=4),
+        numbers in any_rows(4, prop::collection::vec(any::<u8>(), 2..=2)),
+        texts in any_rows(4, prop_oneof![
+            9 => prop::collection::vec(any::<u8>(), 0..5).prop_map(|text| [&[text.len() as u8][..], &text[..]].concat()),
+            1 => prop::collection::vec(any::<u8>(), 0..5),
+        ]),
+        rejected in prop::collection::vec(0..12u32, 0..3),
+    ) {
+        let selected: Vec<u32> = selected.into_iter().collect();
+        let rejections = rejected.iter().map(|index| rejection(*index, "code")).collect();
+        let mapped = types::Mapped { outputs: vec![numbers, texts], rejections };
+        let outputs = outputs();
+        match check_mapped(&outputs, &Limits::default(), &selected, mapped) {
+            Ok(answer) => {
+                let refused: Vec<usize> = answer.refusals.iter().map(|(position, _)| *position).collect();
+                prop_assert!(refused.is_sorted_by(|one, next| one < next));
+                prop_assert!(refused.iter().all(|position| rejected.contains(&selected[*position])));
+                for (output, rows) in outputs.iter().zip(&answer.outputs) {
+                    prop_assert_eq!(rows.rows_per_record.len(), selected.len());
+                    prop_assert!(refused.iter().all(|position| rows.rows_per_record[*position] == 0));
+                    let count: u32 = rows.rows_per_record.iter().sum();
+                    prop_assert_eq!(count as usize, rows.row_ends.len());
+                    let mut start = 0;
+                    for end in &rows.row_ends {
+                        let row = &rows.bytes[start..*end as usize];
+                        prop_assert_eq!(output.walk_row(row), Ok(row.len()));
+                        start = *end as usize;
+                    }
+                    prop_assert_eq!(start, rows.bytes.len());
+                }
+            }
+            Err(Fault { refusal, suspects }) => {
+                prop_assert_eq!(refusal.kind, RejectionKind::BadRow);
+                prop_assert!(suspects.is_sorted_by(|one, next| one < next));
+                prop_assert!(suspects.iter().all(|position| *position < selected.len()));
+            }
+        }
+    }
 }

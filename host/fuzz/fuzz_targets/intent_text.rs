@@ -1,0 +1,6 @@
+//! See `targets::intent_text`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    sluice_fuzz::targets::intent_text(data);
+});
