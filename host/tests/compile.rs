@@ -227,6 +227,34 @@ fn a_host_that_ends_takes_its_compiler_along_however_it_ends() {
     }
 }
 
+#[test]
+fn a_host_keeps_what_it_compiles_where_it_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("mapper.wasm"), hostile_mapper(|text| text)).expect("written");
+    let file = folder.path().join("sluice.yaml");
+    let yaml = "modules: {cache: compiled}\nclickhouse: {migrate_at_start: false}\n\
+                pipelines: {purchases: {topics: purchases, mapper: mapper.wasm}}";
+    std::fs::write(&file, yaml).expect("written");
+    let mut host = Configuration::new("127.0.0.1:1", "http://127.0.0.1:1")
+        .with_file(file)
+        .prepare(&["run"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let deadline = Instant::now() + PATIENCE;
+    let is_kept = || {
+        let files = std::fs::read_dir(folder.path().join("compiled")).into_iter().flatten().flatten();
+        files.filter(|file| file.file_name().to_string_lossy().ends_with(".code")).count() == 1
+    };
+    while !is_kept() {
+        assert!(Instant::now() < deadline, "nothing is kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(host.id(), 9);
+    host.wait().expect("it ends");
+}
+
 /// A folder of modules whose compiled code is kept in a cache.
 struct Cached {
     modules: ModuleFolder,
