@@ -16,7 +16,7 @@ use sluice::domain::verdict::RejectionKind;
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{CodeCache, Compiler, Limits};
 use support::guests::{
-    ModuleFolder, bomb, chunk, engine, hostile_mapper, hostile_validator, purchase_modules, tight,
+    ModuleFolder, bomb, chunk, engine, hostile_mapper, hostile_validator, overflowing_validator, tight,
 };
 use support::sluice::{Configuration, PATIENCE};
 
@@ -146,19 +146,12 @@ fn compile_memory_obeyed_and_violated() {
     assert!(message.starts_with(COMPILED), "{message}");
 }
 
-/// One letter of the shipped validator is another: the package of the interface that its component type exports.
-/// The parser follows names in a circle then, until its stack is full, for which Rust ends the process.
 #[test]
 fn a_file_that_overflows_the_stack_of_a_parser_costs_its_compiler_alone() {
-    let good = std::fs::read(purchase_modules().join("validators/purchase-rules.wasm")).expect("built");
-    let exported = b"\x04\x00\x1csluice:module/validate@0.1.0";
-    let place = good.windows(exported.len()).position(|part| part == exported).expect("a component type");
-    let mut bad = good.clone();
-    bad[place + 3] = b'r';
     let modules = in_child(tight());
-    let message = refused(&modules, &bad);
+    let message = refused(&modules, &overflowing_validator());
     assert!(message.starts_with("makes the compiler crash (its stack overflows); "), "{message}");
-    modules.write("validators/rule.wasm", &good);
+    modules.write("validators/rule.wasm", &hostile_validator(|text| text));
     modules.load().unwrap_or_else(|error| panic!("{error}"));
 }
 
