@@ -140,3 +140,32 @@ fn modules_that_are_not_there_do_not_hide_what_else_is_wrong() {
         assert!(text.contains(expected), "{expected}\n---\n{text}");
     }
 }
+
+#[test]
+fn a_cache_that_others_can_write_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = folder.path().join("open");
+    std::fs::create_dir(&open).expect("a folder");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("set");
+    for (cache, verdict, words) in [
+        (open, "warning", "can be written by others (mode 777)"),
+        (folder.path().join("none"), "ok", "compiled modules are kept here"),
+    ] {
+        let nobody = nobody();
+        let output = Command::new(PROGRAM)
+            .current_dir(repository())
+            .args(["check", "--json", "--timeout", "100ms"])
+            .env("SLUICE__KAFKA__BROKERS", &nobody)
+            .env("SLUICE__CLICKHOUSE__URL", format!("http://{nobody}"))
+            .env("SLUICE__MODULES__CACHE", &cache)
+            .env_remove("SLUICE_CONFIG")
+            .output()
+            .expect("sluice runs");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let report = report.to_string();
+        assert!(report.contains(words) && report.contains(verdict), "{report}");
+        assert!(cache.ends_with("open") || !cache.exists(), "it changes nothing");
+    }
+}

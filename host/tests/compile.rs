@@ -16,7 +16,7 @@ use sluice::domain::verdict::RejectionKind;
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{CodeCache, Compiler, Limits};
 use support::guests::{
-    ModuleFolder, bomb, chunk, engine, hostile_mapper, hostile_validator, purchase_modules, tight,
+    ModuleFolder, bomb, chunk, engine, hostile_mapper, hostile_validator, overflowing_validator, tight,
 };
 use support::sluice::{Configuration, PATIENCE};
 
@@ -146,19 +146,12 @@ fn compile_memory_obeyed_and_violated() {
     assert!(message.starts_with(COMPILED), "{message}");
 }
 
-/// One letter of the shipped validator is another: the package of the interface that its component type exports.
-/// The parser follows names in a circle then, until its stack is full, for which Rust ends the process.
 #[test]
 fn a_file_that_overflows_the_stack_of_a_parser_costs_its_compiler_alone() {
-    let good = std::fs::read(purchase_modules().join("validators/purchase-rules.wasm")).expect("built");
-    let exported = b"\x04\x00\x1csluice:module/validate@0.1.0";
-    let place = good.windows(exported.len()).position(|part| part == exported).expect("a component type");
-    let mut bad = good.clone();
-    bad[place + 3] = b'r';
     let modules = in_child(tight());
-    let message = refused(&modules, &bad);
+    let message = refused(&modules, &overflowing_validator());
     assert!(message.starts_with("makes the compiler crash (its stack overflows); "), "{message}");
-    modules.write("validators/rule.wasm", &good);
+    modules.write("validators/rule.wasm", &hostile_validator(|text| text));
     modules.load().unwrap_or_else(|error| panic!("{error}"));
 }
 
@@ -225,6 +218,34 @@ fn a_host_that_ends_takes_its_compiler_along_however_it_ends() {
         host.wait().expect("it ends");
         wait_for_compilers(memory, 0);
     }
+}
+
+#[test]
+fn a_host_keeps_what_it_compiles_where_it_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("mapper.wasm"), hostile_mapper(|text| text)).expect("written");
+    let file = folder.path().join("sluice.yaml");
+    let yaml = "modules: {cache: compiled}\nclickhouse: {migrate_at_start: false}\n\
+                pipelines: {purchases: {topics: purchases, mapper: mapper.wasm}}";
+    std::fs::write(&file, yaml).expect("written");
+    let mut host = Configuration::new("127.0.0.1:1", "http://127.0.0.1:1")
+        .with_file(file)
+        .prepare(&["run"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let deadline = Instant::now() + PATIENCE;
+    let is_kept = || {
+        let files = std::fs::read_dir(folder.path().join("compiled")).into_iter().flatten().flatten();
+        files.filter(|file| file.file_name().to_string_lossy().ends_with(".code")).count() == 1
+    };
+    while !is_kept() {
+        assert!(Instant::now() < deadline, "nothing is kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(host.id(), 9);
+    host.wait().expect("it ends");
 }
 
 /// A folder of modules whose compiled code is kept in a cache.

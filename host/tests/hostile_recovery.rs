@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::clickhouse_server::ClickHouse;
 use support::guests::{
-    CONTRACT, hostile_mapper, hostile_to_purchases, hostile_validator, purchase_modules, talking_validator,
-    typed, validator_with_init, with_prelude,
+    CONTRACT, bomb, hostile_mapper, hostile_to_purchases, hostile_validator, overflowing_validator,
+    purchase_modules, talking_validator, typed, validator_with_init, with_prelude,
 };
 use support::kafka::ApacheKafka;
 use support::sluice::{Configuration, PATIENCE, Sluice};
@@ -136,7 +136,7 @@ fn wait_for_flow(sluice: &Sluice) {
 #[test]
 fn files_that_no_gate_lets_in_change_nothing() {
     let stage = Stage::new();
-    let sluice = Sluice::start(&stage.configuration());
+    let sluice = Sluice::start(&stage.configuration().set("MODULES__COMPILE_TIMEOUT", "1s"));
     let late = CONTRACT.replace("@0.1.0", "@0.2.0");
     let text = with_prelude(include_str!("../../testdata/guests/validator.wat"));
     let of_a_clock = text.replacen("(module", r#"(module (import "env" "now" (func $now (result i64)))"#, 1);
@@ -149,6 +149,8 @@ fn files_that_no_gate_lets_in_change_nothing() {
         ("fails in init: wasm trap", validator_with_init("(unreachable)")),
         ("for init, which is half of its call_timeout", validator_with_init("(call $endless) (unreachable)")),
         ("fails in init: asked for", validator_with_init("(call $hoard) (unreachable)")),
+        ("makes the compiler crash (its stack overflows)", overflowing_validator()),
+        ("takes more than 1s of processor time to compile", bomb(20_000, 200)),
     ];
     let traffic = Traffic::generate(51, 100_000, 0.02);
     let enough = AtomicBool::new(false);

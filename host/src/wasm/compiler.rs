@@ -11,13 +11,15 @@
 //! | --- | --- |
 //! | `translate.rs` | the work itself, in whatever process |
 //! | `child.rs`, `inside.rs`, `protocol.rs` | the process, seen from outside, from inside, and between |
+//! | `pauses.rs` | files that wait for a machine that has the memory |
 //! | `cache.rs` | what was compiled before |
 //!
-//! State: none but the cache's folder.
+//! State: the cache's folder, and which files wait.
 
 mod cache;
 mod child;
 mod inside;
+mod pauses;
 mod protocol;
 mod translate;
 
@@ -65,7 +67,7 @@ impl Compiler {
 
     /// The same with the `sluice` program at `program`.
     pub fn child_of(program: PathBuf) -> Self {
-        Self { place: Place::Child(Child { program }), cache: None }
+        Self { place: Place::Child(Child::new(program)), cache: None }
     }
 
     /// Looks into `cache` first, and keeps there what it compiles.

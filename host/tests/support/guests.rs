@@ -106,6 +106,17 @@ pub fn talking_validator(change: impl Fn(&str) -> String) -> Vec<u8> {
     typed(&with_prelude(&change(TALKER)).replacen("(module", import, 1), CONTRACT, "validator")
 }
 
+/// The shipped validator with one letter changed: the package of the interface that its component type exports.
+/// A parser follows names in a circle then, until its stack is full, for which Rust ends the process.
+pub fn overflowing_validator() -> Vec<u8> {
+    let path = purchase_modules().join("validators/purchase-rules.wasm");
+    let mut bytes = std::fs::read(path).expect("built");
+    let exported = b"\x04\x00\x1csluice:module/validate@0.1.0";
+    let place = bytes.windows(exported.len()).position(|part| part == exported).expect("a component type");
+    bytes[place + 3] = b'r';
+    bytes
+}
+
 /// A component of so many functions of so many multiplications and additions each: no Sluice module, which
 /// shows once it is compiled, but that takes as long as one likes.
 pub fn bomb(functions: usize, operations: usize) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! Child: a compiler process, from its start to what its end means.
 //!
-//! State: one process and the threads that serve its pipes, all gone when [`Child::translate`] returns.
+//! State: one process and the threads that serve its pipes, all gone when [`Child::translate`] returns; and
+//! which files have to wait ([`Pauses`]).
 //! Invariant: what ends the compiler by itself is the module's doing and stays so; what ends it from
 //! outside, or keeps it from starting, is this machine's, and is tried again.
 
@@ -8,11 +9,14 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child as Process, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Instant;
 
 use rustix::process::Signal;
+use sha2::{Digest, Sha256};
 
+use super::pauses::{Content, Pauses};
 use super::protocol::{Answer, read_answer, write_file};
 use super::translate::Untranslatable;
 use crate::wasm::answer::clean;
@@ -26,10 +30,17 @@ const PATIENCE: u32 = 4;
 const LAST_WORDS_BYTES: u64 = 16 << 10;
 
 /// Starts compilers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Child {
     /// The `sluice` program.
-    pub(super) program: PathBuf,
+    program: PathBuf,
+    pauses: Arc<Mutex<Pauses>>,
+}
+
+impl std::fmt::Debug for Child {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Child").field("program", &self.program).finish_non_exhaustive()
+    }
 }
 
 /// How a compiler ended.
@@ -41,8 +52,29 @@ struct End {
 }
 
 impl Child {
-    /// Machine code of a file.
+    pub(super) fn new(program: PathBuf) -> Self {
+        Self { program, pauses: Arc::default() }
+    }
+
+    /// Machine code of a file. Where this machine did not let it be made before, it may have to wait.
     pub(super) fn translate(&self, file: &[u8], limits: &Limits) -> Result<Vec<u8>, ModuleFault> {
+        let content: Content = Sha256::digest(file).into();
+        if let Some(reason) = self.pauses().pending(&content, Instant::now()) {
+            return Err(ModuleFault::Compiler(reason.to_owned()));
+        }
+        let translated = self.translate_now(file, limits);
+        match &translated {
+            Err(ModuleFault::Compiler(reason)) => self.pauses().ended(content, reason, Instant::now()),
+            _ => self.pauses().over(&content),
+        }
+        translated
+    }
+
+    fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn translate_now(&self, file: &[u8], limits: &Limits) -> Result<Vec<u8>, ModuleFault> {
         let host = |doing: &str, error: &dyn std::fmt::Display| {
             ModuleFault::Compiler(format!("{doing} {}: {error}", self.program.display()))
         };
@@ -205,6 +237,21 @@ mod tests {
     fn fault(status: i32, words: &str, is_in_time: bool) -> String {
         let end = End { status: ExitStatus::from_raw(status), words: words.to_owned(), is_in_time };
         end.fault(&Limits::default()).to_string()
+    }
+
+    #[test]
+    fn a_file_that_the_machine_did_not_let_be_compiled_waits() {
+        let child = Child::new("/nowhere/sluice".into());
+        let content: Content = Sha256::digest(b"wasm").into();
+        let started = Instant::now();
+        let fault = child.translate(b"wasm", &Limits::default()).unwrap_err().to_string();
+        assert!(fault.contains("cannot start /nowhere/sluice"), "{fault}");
+        let waits_for = child.pauses().pending(&content, started).map(str::to_owned);
+        assert!(waits_for.is_some_and(|reason| fault.ends_with(&reason)));
+        let much_later = started + std::time::Duration::from_secs(3600);
+        child.pauses().ended(content, "something ended it", much_later);
+        let fault = child.translate(b"wasm", &Limits::default()).unwrap_err().to_string();
+        assert!(fault.ends_with("something ended it"), "no compiler is started: {fault}");
     }
 
     #[test]
