@@ -1,19 +1,22 @@
 //! `sluice check` as a script runs it: the program itself, against an embedded broker, an embedded
 //! ClickHouse (`make libchdb`) and the shipped modules (`make modules`).
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::PathBuf;
 use std::process::Command;
 
 use sluice::embedded::broker::EmbeddedBroker;
 use sluice::embedded::{EmbeddedClickHouse, EmbeddedOptions};
+use support::guests::purchase_modules;
+use support::sluice::root;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sluice");
 
 fn repository() -> PathBuf {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned();
-    let mapper = repository.join("target/modules/purchases/purchase-rows.wasm");
-    assert!(mapper.is_file(), "{} is missing: run `make modules`", mapper.display());
-    repository
+    // Modules and their cases as they are now.
+    purchase_modules();
+    root()
 }
 
 /// The shipped configuration in this environment.

@@ -3,6 +3,7 @@
 //!
 //! It changes nothing, and goes on after a failure with whatever can still be looked at.
 
+mod cases;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,12 +151,16 @@ async fn modules(
 ) -> anyhow::Result<Option<WasmChain>> {
     let settings = app::chain_settings(config, pipeline);
     let engine = app::wasm_engine(1)?;
-    let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<Result<WasmChain, LoadError>> {
+    let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<Result<_, LoadError>> {
         let metrics = WasmMetrics::register(&telemetry::registry())?;
-        Ok(ModuleRegistry::new(engine, metrics).load_chain(&settings))
+        let registry = ModuleRegistry::new(engine, metrics);
+        Ok(registry.load_chain(&settings).map(|chain| {
+            let outcomes = cases::run(&registry, &settings, &chain);
+            (chain, outcomes)
+        }))
     });
-    let chain = match loaded.await?? {
-        Ok(chain) => chain,
+    let (chain, outcomes) = match loaded.await?? {
+        Ok(loaded) => loaded,
         Err(error) => {
             for problem in error.problems {
                 let detail = format!("(pipelines.{}) {}", pipeline.name, problem.fault);
@@ -167,6 +172,14 @@ async fn modules(
     for module in chain.modules() {
         let detail = format!("{}, revision {}", module.stage.as_str(), module.revision);
         report.add("module", &*module.name, Verdict::Ok, detail)?;
+    }
+    for (name, outcome) in outcomes {
+        let (verdict, detail) = match outcome.map(|outcome| (outcome.problem(), outcome.passed)) {
+            Ok((None, passed)) => (Verdict::Ok, format!("{passed} golden cases pass")),
+            Ok((Some(problem), _)) => (Verdict::Failed, format!("(pipelines.{}) {problem}", pipeline.name)),
+            Err(fault) => (Verdict::Failed, format!("(pipelines.{}) {fault}", pipeline.name)),
+        };
+        report.add("cases", name, verdict, detail)?;
     }
     if let Some(fault) = preconditions::chain_fault(pipeline, chain.modules().len() - 1)
         && pipeline.delivery == Delivery::ExactlyOnce

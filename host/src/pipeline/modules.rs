@@ -98,6 +98,20 @@ pub struct CasesReport {
     pub failures: usize,
 }
 
+impl CasesReport {
+    /// Why a revision whose cases came out like this is not taken, if it is not.
+    pub fn problem(&self) -> Option<String> {
+        (self.failures > 0).then(|| {
+            format!(
+                "fails {} of its {} golden cases: {}; mend the module or its cases",
+                self.failures,
+                self.failures + self.passed,
+                self.failed.first().map_or("", String::as_str)
+            )
+        })
+    }
+}
+
 /// A revision, and since when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RevisionSince {

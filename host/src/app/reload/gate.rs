@@ -124,13 +124,7 @@ pub(super) async fn run_cases(
 /// Why cases that came out like this refuse a revision, if they do.
 pub(super) fn failing(outcome: &CasesOutcome) -> Option<String> {
     match outcome {
-        Ok(report) if report.failures == 0 => None,
-        Ok(report) => Some(format!(
-            "fails {} of its {} golden cases: {}; mend the module or its cases",
-            report.failures,
-            report.failures + report.passed,
-            report.failed.first().map_or("", String::as_str)
-        )),
+        Ok(report) => report.problem(),
         Err(reason) => Some(reason.clone()),
     }
 }

@@ -57,7 +57,8 @@ pub(super) fn run(arguments: &TestArguments) -> Result<Ending> {
 }
 
 fn cases(path: &Path, module: &SingleModule, out: &mut impl Write) -> Result<Ending> {
-    let Some(bytes) = GoldenCases::read(path).with_context(|| format!("the module {}", path.display()))?
+    let Some(bytes) =
+        GoldenCases::read(path).with_context(|| format!("module {}", module.module().identity().name))?
     else {
         bail!(
             "there is no {}; write golden cases into it (docs/MODULES.md says how), or give payloads with --input",
