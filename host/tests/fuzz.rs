@@ -5,7 +5,7 @@
 //! the same targets with libFuzzer, guided by coverage.
 
 #[path = "../fuzz/src/targets.rs"]
-mod targets;
+pub mod targets;
 
 use std::panic::catch_unwind;
 use std::path::Path;
