@@ -2,7 +2,6 @@
 
 use crate::domain::verdict::Stage;
 use crate::pipeline::modules::CasesReport;
-use crate::pipeline::ports::Chain as _;
 use crate::wasm::{CasesFault, ChainSettings, GoldenCases, ModuleRegistry, WasmChain, cases_path};
 
 /// How the cases of each module of `chain` came out that has some, by its name. Blocking.
