@@ -228,8 +228,7 @@ impl GroupContext {
                 }
                 Err(Unknown::Offsets(reason)) if began.elapsed() >= self.position_patience => {
                     return Err(format!(
-                        "the committed offsets are not known after {}: {reason}; look after the brokers and \
-                         restart sluice",
+                        "the committed offsets are not known after {}: {reason}{UNSTABLE_CURE}",
                         humantime::format_duration(self.position_patience)
                     ));
                 }

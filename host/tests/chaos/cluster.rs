@@ -87,6 +87,8 @@ pub(super) struct Cluster {
     pub(super) unfinished: u64,
     /// Restarts of the broker as its operator would, since the group did not go on.
     pub(super) cures: u64,
+    /// A host gave up, since the broker does not say how far the group is.
+    offsets_unknown: bool,
     /// Why this run has failed, whatever the records say.
     pub(super) trouble: Vec<String>,
     pub(super) folder: Folder,
@@ -141,6 +143,7 @@ impl Cluster {
             exits: 0,
             unfinished: 0,
             cures: 0,
+            offsets_unknown: false,
             trouble: Vec::new(),
             folder,
         }
@@ -201,21 +204,25 @@ impl Cluster {
     }
 
     /// Restarts the broker where the group does not go on and the cause is the broker's
-    /// ([`opened_early`](super::group::opened_early)). Returns whether it did.
+    /// ([`opened_early`](super::group::opened_early), or a transaction that has ended and yet holds the
+    /// group's offsets, of which hosts say that they are not known). Returns whether it did.
     pub(super) fn cure(&mut self) -> bool {
         if !self.has_broker() {
             return false;
         }
         let broker = self.broker.lock().unwrap_or_else(PoisonError::into_inner);
         let log = std::fs::read(broker.directory().join("kafka.log")).unwrap_or_default();
-        if opened_early(&String::from_utf8_lossy(&log), GROUP) == 0 {
+        let is_early = opened_early(&String::from_utf8_lossy(&log), GROUP) > 0;
+        if !is_early && !self.offsets_unknown {
             return false;
         }
         broker.stop();
         drop(broker);
         self.cures += 1;
-        self.folder
-            .event("the broker had opened the group's coordinator too early; its operator restarts it");
+        let state =
+            if is_early { "opened the group's coordinator too early" } else { "lost sight of a transaction" };
+        self.folder.event(format_args!("the broker had {state}; its operator restarts it"));
+        self.offsets_unknown = false;
         self.later(Duration::ZERO, End::StartBroker);
         true
     }
@@ -415,6 +422,7 @@ impl Cluster {
             slot.deaths += 1;
             let deaths = slot.deaths;
             self.folder.event(format_args!("host {number} ended by itself: {status}: {words}"));
+            self.offsets_unknown |= words.contains("the committed offsets are not known after");
             if deaths >= KEEPS_DYING {
                 self.trouble.push(format!("host {number} keeps dying: {words}"));
             }

@@ -196,8 +196,8 @@ fn run(settings: &Settings) -> ExitCode {
         findings.dead_letters
     );
     println!(
-        "chaos: Apache Kafka opened the group's coordinator too early {early} times; its operator restarted it \
-         {} times",
+        "chaos: Apache Kafka opened the group's coordinator too early {early} times; for that, or for offsets that \
+         stayed unknown, its operator restarted it {} times",
         cluster.cures
     );
     for trouble in &cluster.trouble {
