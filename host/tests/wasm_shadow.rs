@@ -110,7 +110,7 @@ fn a_validators_shadow_is_shown_what_its_live_module_was() {
                 .iter()
                 .find(|metric| metric.get_label().iter().any(|label| label.value() == difference))
         });
-        metric.map_or(0.0, |metric| metric.get_counter().value())
+        metric.map_or(0.0, |metric| metric.get_counter().get_value())
     };
     // The counters follow the report.
     let deadline = Instant::now() + PATIENCE;
