@@ -43,7 +43,9 @@ const MANY_PARTITIONS: i32 = 192;
 const SETTLING_IN: Duration = Duration::from_secs(2);
 
 /// Short, so that waiting for it does not hide what a swap costs.
-const SWAPS_LINGER: &str = "20ms";
+const SWAPS_LINGER: &str = "100ms";
+/// A stall of the machine of a tenth of a second is a hundredth of a load: the best of some rounds counts.
+const SWAPS_ROUNDS: usize = 3;
 
 const DELIVERIES: [&str; 2] = ["at-least-once", "exactly-once"];
 
@@ -229,29 +231,37 @@ fn light(servers: &Servers, delivery: &str, partitions: i32) -> Vec<Figure> {
 }
 
 fn swaps(servers: &Servers) -> Vec<Figure> {
-    let still = swapping(servers, false);
-    let swapped = swapping(servers, true);
-    let p99 = |latencies: &[i64]| quantile(latencies, 0.99);
+    let mut p99 = [f64::INFINITY; 2];
+    let mut live = Vec::new();
+    for round in 0..SWAPS_ROUNDS {
+        for (is_swapped, best) in [false, true].into_iter().zip(&mut p99) {
+            let load = swapping(servers, is_swapped, round);
+            *best = best.min(quantile(&load.latencies, 0.99));
+            live.extend(load.live);
+        }
+    }
+    live.sort_unstable();
     vec![
-        ("swaps".to_owned(), swapped.live.len() as f64, 0),
-        ("swaps_copy_to_live_p50_ms".to_owned(), quantile(&swapped.live, 0.5), 0),
-        ("swaps_copy_to_live_p99_ms".to_owned(), quantile(&swapped.live, 0.99), 0),
-        ("swaps_none_latency_p99_ms".to_owned(), p99(&still.latencies), 0),
-        ("swaps_latency_p99_ms".to_owned(), p99(&swapped.latencies), 0),
-        ("swaps_delay_p99_ms".to_owned(), p99(&swapped.latencies) - p99(&still.latencies), 0),
+        ("swaps".to_owned(), live.len() as f64, 0),
+        ("swaps_copy_to_live_p50_ms".to_owned(), quantile(&live, 0.5), 0),
+        ("swaps_copy_to_live_p99_ms".to_owned(), quantile(&live, 0.99), 0),
+        ("swaps_none_latency_p99_ms".to_owned(), p99[0], 0),
+        ("swaps_latency_p99_ms".to_owned(), p99[1], 0),
+        ("swaps_delay_p99_ms".to_owned(), p99[1] - p99[0], 0),
     ]
 }
 
-/// Milliseconds, ascending.
+/// Milliseconds.
 struct Swapping {
-    /// From Kafka's log into the table, of every record.
+    /// From Kafka's log into the table, of every record; ascending.
     latencies: Vec<i64>,
     /// From the copy of a file until it was live, of every swap.
     live: Vec<i64>,
 }
 
-fn swapping(servers: &Servers, is_swapped: bool) -> Swapping {
-    let topic = if is_swapped { "purchases.swaps" } else { "purchases.still" };
+fn swapping(servers: &Servers, is_swapped: bool, round: usize) -> Swapping {
+    let topic = format!("purchases.{}.{round}", if is_swapped { "swaps" } else { "still" });
+    let topic = topic.as_str();
     servers.kafka.create_topic_with(topic, PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
     servers.clickhouse.execute("TRUNCATE TABLE purchases");
     let traffic = Traffic::generate_small(23, LIGHT_RECORDS, FAULT_SHARE);
@@ -278,8 +288,6 @@ fn swapping(servers: &Servers, is_swapped: bool) -> Swapping {
     sluice.wait_until("every record is settled", |sluice| sluice.settled() >= LIGHT_RECORDS);
     assert_eq!(sluice.stop(), Some(0));
     assert_eq!(servers.rows(), LIGHT_RECORDS - traffic.faults() as u64, "rows in the table, {topic}");
-    let mut live = live;
-    live.sort_unstable();
     Swapping { latencies: latencies(servers, topic), live }
 }
 
