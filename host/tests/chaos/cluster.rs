@@ -204,8 +204,8 @@ impl Cluster {
     }
 
     /// Restarts the broker where the group does not go on and the cause is the broker's
-    /// ([`opened_early`](super::group::opened_early), or a transaction that has ended and yet holds the
-    /// group's offsets, of which hosts say that they are not known). Returns whether it did.
+    /// ([`opened_early`](super::group::opened_early), or offsets of the
+    /// group of which hosts say that they are not known). Returns whether it did.
     pub(super) fn cure(&mut self) -> bool {
         if !self.has_broker() {
             return false;
@@ -219,8 +219,11 @@ impl Cluster {
         broker.stop();
         drop(broker);
         self.cures += 1;
-        let state =
-            if is_early { "opened the group's coordinator too early" } else { "lost sight of a transaction" };
+        let state = if is_early {
+            "opened the group's coordinator too early"
+        } else {
+            "kept the offsets of the group unknown"
+        };
         self.folder.event(format_args!("the broker had {state}; its operator restarts it"));
         self.offsets_unknown = false;
         self.later(Duration::ZERO, End::StartBroker);
