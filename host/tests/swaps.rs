@@ -13,6 +13,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use support::clickhouse_server::ClickHouse;
+use support::deployment::live;
 use support::guests::hostile_mapper;
 use support::kafka::ApacheKafka;
 use support::sluice::{Configuration, PATIENCE, Sluice};
@@ -94,10 +95,6 @@ impl Folder {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-}
-
-fn live(status: &Value) -> String {
-    status["live"]["revision"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Resident memory in bytes, and open files.

@@ -329,10 +329,8 @@ impl GroupContext {
         };
         let Looked { free, held, tables } = self.withheld().look(&**tables, look_up);
         let mut troubles = self.troubles();
-        match tables {
-            Some(reason) if reason.is_empty() => troubles.tables = None,
-            Some(reason) => troubles.tables = Some(reason),
-            None => {}
+        if let Some(asked) = tables {
+            troubles.tables = asked.err();
         }
         for (partition, reason) in held {
             let place = (partition.topic.to_string(), partition.partition);
@@ -357,21 +355,15 @@ impl GroupContext {
         let mut revoked = Vec::new();
         let mut slots = self.slots();
         for element in partitions.elements() {
-            let ours =
-                |slot: &Slot| slot.id.partition == element.partition() && *slot.id.topic == *element.topic();
-            if let Some(index) = slots.slots.iter().position(ours) {
-                let slot = slots.slots.swap_remove(index);
-                self.troubles().partition_reads(&slot.id.topic, slot.id.partition);
-                revoked.push((slot.id, slot.epoch));
-            }
-        }
-        drop(slots);
-        for element in partitions.elements() {
             let partition = PartitionId { topic: element.topic().into(), partition: element.partition() };
-            if self.withheld().remove(&partition) {
+            let index = slots.slots.iter().position(|slot| slot.id == partition);
+            let slot = index.map(|index| slots.slots.swap_remove(index));
+            if self.withheld().remove(&partition) || slot.is_some() {
                 self.troubles().partition_reads(&partition.topic, partition.partition);
             }
+            revoked.extend(slot.map(|slot| (slot.id, slot.epoch)));
         }
+        drop(slots);
         if lost {
             self.troubles().joining = Some(Instant::now());
         }

@@ -53,8 +53,8 @@ pub(super) struct Looked {
     pub(super) free: Vec<Position>,
     /// Must not, and why.
     pub(super) held: Vec<(PartitionId, String)>,
-    /// Why the tables could not be asked; an empty text where they were.
-    pub(super) tables: Option<String>,
+    /// Whether the tables could be asked, or why not; none where no answer was due.
+    pub(super) tables: Option<Result<(), String>>,
 }
 
 impl Withheld {
@@ -70,13 +70,10 @@ impl Withheld {
 
     /// Forgets a partition that went; whether it was here.
     pub(super) fn remove(&mut self, partition: &PartitionId) -> bool {
-        let mut found = false;
+        let is_it = |position: &Position| position.partition == *partition;
+        let found = self.asking.iter().any(|asking| asking.positions.iter().any(is_it));
         for asking in &mut self.asking {
-            asking.positions.retain(|position| {
-                let is_it = position.partition == *partition;
-                found |= is_it;
-                !is_it
-            });
+            asking.positions.retain(|position| !is_it(position));
         }
         self.asking.retain(|asking| !asking.positions.is_empty());
         found
@@ -103,9 +100,9 @@ impl Withheld {
             asking.answer = None;
             asking.not_before = Some(Instant::now() + PAUSE);
             match answer {
-                Err(reason) => looked.tables = Some(reason),
+                Err(reason) => looked.tables = Some(Err(reason)),
                 Ok(ahead) => {
-                    looked.tables = Some(String::new());
+                    looked.tables = Some(Ok(()));
                     let is_ahead =
                         |position: &Position| ahead.iter().any(|rows| rows.partition == position.partition);
                     let (held, free) = std::mem::take(&mut asking.positions).into_iter().partition(is_ahead);
@@ -144,7 +141,7 @@ impl Asking {
             match look_up(&partitions) {
                 Ok(positions) => self.positions = positions,
                 Err(reason) => {
-                    looked.tables = Some(reason);
+                    looked.tables = Some(Err(reason));
                     self.not_before = Some(Instant::now() + PAUSE);
                     return;
                 }
