@@ -100,6 +100,12 @@ fn intents_behind_their_checksum() {
 }
 
 #[test]
+fn answers_of_guests() {
+    let taken = fuzz("answer", targets::answer);
+    assert!(taken > 100, "only {taken} inputs came through, so little was tried");
+}
+
+#[test]
 fn rows_of_declared_columns() {
     let taken = fuzz("row", targets::row);
     assert!(taken > 100, "only {taken} inputs came through, so little was tried");

@@ -2,8 +2,9 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 
 use serde_json::Value;
 use sluice::domain::chunk::Chunk;
@@ -11,15 +12,21 @@ use sluice::domain::verdict::{ChunkVerdicts, Rejection, RejectionKind};
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::WasmChain;
 use support::guests::{ModuleFolder, chunk, hostile_validator, talking_validator, tight};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::DynFilterFn;
+use tracing_subscriber::layer::SubscriberExt;
 
-/// What was logged, as JSON.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What is to be heard on this thread, and what was, as JSON.
+    static HEARD: RefCell<(LevelFilter, Vec<u8>)> = const { RefCell::new((LevelFilter::OFF, Vec::new())) };
+}
+
+/// Where lines of all threads come in.
+struct Log;
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        HEARD.with_borrow_mut(|(_, log)| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
@@ -28,33 +35,37 @@ impl Write for Log {
     }
 }
 
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
+/// Listens on every thread. One subscriber for the process, from the first on: a line that is met where
+/// nobody listens may be taken for one that nobody wants, for all threads.
+fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let filter = DynFilterFn::new(|line, _| HEARD.with_borrow(|(level, _)| line.level() <= level));
+        let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(|| Log);
+        let subscriber = tracing_subscriber::registry().with(filter).with(json);
+        tracing::subscriber::set_global_default(subscriber).expect("the only one");
+    });
 }
 
 /// Runs `body` and answers what was logged on this thread.
-fn logged<T>(level: tracing::Level, body: impl FnOnce() -> T) -> (T, Vec<Value>) {
-    let log = Log::default();
-    let subscriber =
-        tracing_subscriber::fmt().json().flatten_event(true).with_max_level(level).with_writer(log.clone());
-    let result = tracing::subscriber::with_default(subscriber.finish(), body);
-    let bytes = std::mem::take(&mut *log.0.lock().unwrap());
+fn logged<T>(level: LevelFilter, body: impl FnOnce() -> T) -> (T, Vec<Value>) {
+    listen();
+    HEARD.set((level, Vec::new()));
+    let result = body();
+    let (_, bytes) = HEARD.replace((LevelFilter::OFF, Vec::new()));
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     (result, lines.map(|line| serde_json::from_slice(line).expect("a line is JSON")).collect())
 }
 
 fn talker() -> ModuleFolder {
+    listen();
     let folder = ModuleFolder::new(tight());
     folder.write("validators/talker.wasm", &talking_validator(str::to_owned));
     folder
 }
 
 fn run(chain: &WasmChain, chunk: &Chunk) -> (ChunkVerdicts, Vec<Value>) {
-    logged(tracing::Level::INFO, || chain.runner().run(chunk))
+    logged(LevelFilter::INFO, || chain.runner().run(chunk))
 }
 
 /// What the talker refuses; the mapper behind it does its own things to some letters.
@@ -82,7 +93,7 @@ fn a_line_says_who_wrote_it_and_how_much_it_matters() {
     let folder = talker();
     // `init` is heard when the file is tried, by whom it may concern.
     let (chain, lines) =
-        logged(tracing::Level::INFO, || folder.load().unwrap_or_else(|error| panic!("{error}")));
+        logged(LevelFilter::INFO, || folder.load().unwrap_or_else(|error| panic!("{error}")));
     let heard: Vec<_> = lines.iter().filter(|line| line["target"] == "sluice::module").collect();
     assert_eq!(heard.len(), 1, "{lines:?}");
     assert_eq!(
@@ -104,7 +115,7 @@ fn a_line_says_who_wrote_it_and_how_much_it_matters() {
             ["sluice::module", "tests", "talker", &revision]
         );
     }
-    let (_, lines) = logged(tracing::Level::DEBUG, || chain.runner().run(&chunk(["d"])));
+    let (_, lines) = logged(LevelFilter::DEBUG, || chain.runner().run(&chunk(["d"])));
     let lines: Vec<_> = lines.into_iter().filter(|line| line["target"] == "sluice::module").collect();
     assert_eq!((messages(&lines), lines[0]["level"].as_str()), (vec!["one line"], Some("DEBUG")));
 }
@@ -171,7 +182,7 @@ fn a_second_run_is_silent() {
     assert!(lines.len() > 2, "records that are run again are logged again: {lines:?}");
     let again = folder.load_archived(archived).unwrap_or_else(|error| panic!("{error}"));
     let (verdicts, lines) =
-        logged(tracing::Level::INFO, || again.runner().run_again(&chunk(["i", "T", "w"]), &[]));
+        logged(LevelFilter::INFO, || again.runner().run_again(&chunk(["i", "T", "w"]), &[]));
     assert_eq!(lines, Vec::<Value>::new());
     assert_eq!(refused(&verdicts).len(), 1);
 }

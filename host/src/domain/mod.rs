@@ -3,6 +3,7 @@
 //! Architecture invariant: nothing in here knows tokio, rdkafka, wasmtime, a clock, randomness or
 //! I/O. Time and jitter come in as arguments, so every decision is tested without waiting.
 
+pub mod answer;
 pub mod audit;
 pub mod batch;
 pub mod breaker;

@@ -134,7 +134,7 @@ pub struct OutputRows {
     pub bytes: Vec<u8>,
     /// End of each row in `bytes`.
     pub row_ends: Vec<u32>,
-    /// For each record of the *chunk* (not only the selected ones), how many rows it gave.
+    /// How many rows each record gave: of the *chunk* in verdicts, of those selected in an answer.
     pub rows_per_record: Vec<u32>,
 }
 

@@ -30,9 +30,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::domain::answer::{Answer, Fault, Refusal, TIMEOUT};
 use crate::domain::verdict::RejectionKind;
 
-use super::answer::{Answer, Fault, Refusal, TIMEOUT};
 use super::engine::TICK;
 
 /// Timeouts that a chunk may lose before its records are run alone.

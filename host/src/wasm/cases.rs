@@ -14,11 +14,11 @@ mod line;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::domain::answer::clean;
 use crate::domain::chunk::{ChunkBuilder, content_bytes};
 use crate::domain::verdict::{RecordVerdict, RejectionKind};
 use crate::pipeline::modules::CasesReport;
 
-use super::answer::clean;
 use super::chain::SingleModule;
 
 use expectation::Expectation;

@@ -30,12 +30,12 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::domain::answer::{Answer, Refusal};
 use crate::domain::chunk::{Chunk, ChunkBuilder};
 use crate::domain::row::Output;
 use crate::domain::verdict::{ChunkVerdicts, OutputRows, Rejection, Revision};
 use crate::pipeline::ports::{Chain, ChainRunner, Forced, ModuleIdentity};
 
-use super::answer::{Answer, Refusal};
 use super::bisect::{Attempt, Lenience, bisect};
 use super::engine::WasmEngine;
 use super::instance::{CallFault, Instance, StartFault};

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Map, Value};
 
+use crate::domain::answer::clean;
 use crate::domain::chunk::Chunk;
 use crate::domain::row::Output;
 use crate::domain::verdict::{ChunkVerdicts, RecordVerdict, Rejection, RejectionKind};
 use crate::pipeline::modules::{ShadowReport, ShadowSample};
 
-use super::answer::clean;
 use super::module::Module;
 
 /// Samples of each kind.

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
+use crate::domain::answer::{
+    Answer, Fault, GuestRejection, OUT_OF_MEMORY, Refusal, TIMEOUT, check_mapped, check_rejections,
+};
 use crate::domain::chunk::Chunk;
-use crate::domain::verdict::RejectionKind;
+use crate::domain::verdict::{OutputRows, RejectionKind};
 
-use super::answer::{Answer, Fault, OUT_OF_MEMORY, Refusal, TIMEOUT, check_mapped, check_rejections};
 use super::bindings::{mapper, types, validator};
 use super::engine::{WasmEngine, ticks};
 use super::limits::{InstanceLimiter, Limits, Refused};
@@ -121,6 +123,7 @@ impl Instance {
                     .sluice_module_validate()
                     .call_validate(&mut store, records, selected)
                     .map_err(|error| failed_call(&store, &error, limits, timeout))?;
+                let rejections = rejections.into_iter().map(GuestRejection::from);
                 check_rejections(selected, rejections).map_err(CallFault::Guest)
             }
             Self::Mapper(mut store, guest) => {
@@ -129,9 +132,24 @@ impl Instance {
                     .sluice_module_map()
                     .call_map(&mut store, records, selected)
                     .map_err(|error| failed_call(&store, &error, limits, timeout))?;
-                check_mapped(module.outputs(), limits, selected, mapped).map_err(CallFault::Guest)
+                let outputs = mapped.outputs.into_iter().map(OutputRows::from).collect();
+                let rejections = mapped.rejections.into_iter().map(GuestRejection::from);
+                check_mapped(module.outputs(), limits.answer(), selected, outputs, rejections)
+                    .map_err(CallFault::Guest)
             }
         }
+    }
+}
+
+impl From<types::Rejection> for GuestRejection {
+    fn from(types::Rejection { index, code, field, reason }: types::Rejection) -> Self {
+        Self { index, code, field, reason }
+    }
+}
+
+impl From<types::Rows> for OutputRows {
+    fn from(types::Rows { bytes, row_ends, rows_per_record }: types::Rows) -> Self {
+        Self { bytes, row_ends, rows_per_record }
     }
 }
 

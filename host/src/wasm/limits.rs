@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 
+use crate::domain::answer::AnswerLimits;
+
 use super::engine::TICK;
 
 /// Table elements that every slot of the pool has room for; no limit may be above.
@@ -151,6 +153,12 @@ impl Limits {
             && self.file_bytes <= other.file_bytes
             && self.table_elements <= other.table_elements
             && self.instances <= other.instances
+    }
+
+    /// Those of what a record gives.
+    pub(super) fn answer(&self) -> AnswerLimits {
+        let Self { rows_per_record, output_bytes_per_record, .. } = *self;
+        AnswerLimits { rows_per_record, output_bytes_per_record }
     }
 
     /// Bytes that one answer may make the host allocate. Lists may overlap in the guest's memory, so

@@ -18,9 +18,9 @@ use prometheus::core::{AtomicU64, GenericCounter};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, WasmStr};
 
+use crate::domain::answer::clean;
 use crate::pipeline::ports::ModuleIdentity;
 
-use super::answer::clean;
 use super::bindings::log::Level;
 use super::instance::InstanceState;
 

@@ -12,14 +12,13 @@
 //! | `folder.rs`, `module.rs`, `registry.rs` | from files and settings to a chain |
 //! | `interface.rs` | what a module imports and exports, for people |
 //! | `watcher.rs`, `status_file.rs` | when files change, and what is said beside them |
-//! | `instance.rs`, `answer.rs` | one call, and whether its answer is one |
+//! | `instance.rs` | one call; `domain/answer.rs` says whether its answer is one |
 //! | `log.rs` | what modules say to those who run them |
 //! | `bisect.rs`, `chain.rs` | from calls to verdicts |
 //! | `shadow.rs` | revisions that are shown what the live ones were, without effect |
 //! | `cases.rs`, `compare.rs` | what a module should say, and what another revision says |
 //! | `tally.rs` | what became of the records that each revision was shown |
 
-mod answer;
 mod bindings;
 mod bisect;
 mod cases;

@@ -14,12 +14,12 @@ use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
 
+use crate::domain::answer::clean;
 use crate::domain::module::module_revision;
 use crate::domain::row::{ColumnDefinition, ColumnType, Output};
 use crate::domain::verdict::{RejectionKind, Revision, Stage};
 use crate::pipeline::ports::ModuleIdentity;
 
-use super::answer::clean;
 use super::bindings::{mapper::MapperPre, types, validator::ValidatorPre};
 use super::engine::WasmEngine;
 use super::instance::{Instance, InstanceState, StartFault};

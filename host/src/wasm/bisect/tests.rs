@@ -1,5 +1,5 @@
 use super::*;
-use crate::wasm::answer::Refusal;
+use crate::domain::answer::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 const TIMEOUT: Duration = Duration::from_secs(1);

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::pauses::{Content, Pauses};
 use super::protocol::{Answer, read_answer, write_file};
 use super::translate::Untranslatable;
-use crate::wasm::answer::clean;
+use crate::domain::answer::clean;
 use crate::wasm::limits::Limits;
 use crate::wasm::module::ModuleFault;
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use wasmtime::{Engine, OutOfMemory};
 use wit_component::ComponentEncoder;
 
-use crate::wasm::answer::clean;
+use crate::domain::answer::clean;
 use crate::wasm::module::ModuleFault;
 
 /// Longest reason in bytes; it goes into logs and status files.

@@ -1,17 +1,14 @@
 //! Answers: what a guest said, checked before a byte of it is believed.
 //!
 //! An answer is taken whole or not at all. Some lies show which record they are about (a row that is
-//! not one): these are its *suspects*, and `bisect.rs` runs them alone. A suspect is not a culprit: a
+//! not one): these are its *suspects*, and `wasm/bisect.rs` runs them alone. A suspect is not a culprit: a
 //! record whose rows end too early makes its neighbour's rows start too early.
 //!
-//! Pure: no wasmtime in here but the generated types, so every lie is tested without a guest.
+//! Pure: every lie is tested, and fuzzed, without a guest.
 
-use crate::domain::intent::ForcedKind;
-use crate::domain::row::Output;
-use crate::domain::verdict::{OutputRows, RejectionKind};
-
-use super::bindings::types;
-use super::limits::Limits;
+use super::intent::ForcedKind;
+use super::row::Output;
+use super::verdict::{OutputRows, RejectionKind};
 
 /// Longest code of a rejection in bytes; codes are what operators filter and count by.
 const CODE_BYTES: usize = 64;
@@ -22,27 +19,54 @@ const REASON_BYTES: usize = 1024;
 /// The code by which a module says that a payload is not even readable.
 const MALFORMED: &str = "malformed";
 
-/// Codes of refusals that another run might not meet. They are part of the digest of verdicts.
-pub(super) const TIMEOUT: &str = "timeout";
-pub(super) const OUT_OF_MEMORY: &str = "out_of_memory";
+/// Code of a record that took too long. Another run might not meet it, so it is part of the digest of verdicts.
+pub const TIMEOUT: &str = "timeout";
+/// Code of a record that wanted too much memory, which another run might not meet either.
+pub const OUT_OF_MEMORY: &str = "out_of_memory";
+
+/// What one record may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerLimits {
+    /// Rows in one output.
+    pub rows_per_record: u32,
+    /// Bytes of all rows, all outputs together.
+    pub output_bytes_per_record: usize,
+}
+
+/// A rejection as a guest words it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestRejection {
+    /// Index in the chunk of the record that it is about.
+    pub index: u32,
+    /// By which operators filter and count.
+    pub code: String,
+    /// Path of the field that is wrong.
+    pub field: Option<String>,
+    /// For people.
+    pub reason: String,
+}
 
 /// Why a record was refused, without the module's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) kind: RejectionKind,
-    pub(super) code: String,
-    pub(super) field: Option<String>,
-    pub(super) reason: String,
+pub struct Refusal {
+    /// What kind of refusal it is.
+    pub kind: RejectionKind,
+    /// Safe in a header, a metric and a query.
+    pub code: String,
+    /// Path of the field that is wrong.
+    pub field: Option<String>,
+    /// For people, cleaned and cut.
+    pub reason: String,
 }
 
 impl Refusal {
     /// A refusal that is the host's own judgement.
-    pub(super) fn new(kind: RejectionKind, code: &str, reason: impl Into<String>) -> Self {
+    pub fn new(kind: RejectionKind, code: &str, reason: impl Into<String>) -> Self {
         Self { kind, code: code.to_owned(), field: None, reason: clean(reason.into(), REASON_BYTES) }
     }
 
     /// What an intent says of a record that was refused for a reason that another run might not meet.
-    pub(super) fn repeated(kind: ForcedKind) -> Self {
+    pub fn repeated(kind: ForcedKind) -> Self {
         let code = match kind {
             ForcedKind::Timeout => TIMEOUT,
             ForcedKind::Memory => OUT_OF_MEMORY,
@@ -56,7 +80,7 @@ impl Refusal {
         Self::new(RejectionKind::BadRow, "bad_answer", reason)
     }
 
-    fn from_guest(rejection: types::Rejection) -> Self {
+    fn from_guest(rejection: GuestRejection) -> Self {
         let code = clean_code(&rejection.code);
         Self {
             kind: if code == MALFORMED { RejectionKind::Malformed } else { RejectionKind::Rejected },
@@ -69,11 +93,11 @@ impl Refusal {
 
 /// Why an answer, or a call, is good for nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub struct Fault {
     /// What a record is refused for if the call was about it alone.
-    pub(super) refusal: Refusal,
+    pub refusal: Refusal,
     /// Positions, increasing, of the records that it may be about; empty where nothing is known.
-    pub(super) suspects: Vec<usize>,
+    pub suspects: Vec<usize>,
 }
 
 impl From<Refusal> for Fault {
@@ -84,35 +108,39 @@ impl From<Refusal> for Fault {
 
 /// A checked answer. Records are named by their position among those selected.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Answer {
+pub struct Answer {
     /// Position and why, by increasing position.
-    pub(super) refusals: Vec<(usize, Refusal)>,
+    pub refusals: Vec<(usize, Refusal)>,
     /// One an output; `rows_per_record` has one entry a selected record, 0 for those refused. Empty
     /// for a validator.
-    pub(super) outputs: Vec<OutputRows>,
+    pub outputs: Vec<OutputRows>,
 }
 
 /// Checks a validator's answer.
-pub(super) fn check_rejections(selected: &[u32], rejections: Vec<types::Rejection>) -> Result<Answer, Fault> {
+pub fn check_rejections(
+    selected: &[u32],
+    rejections: impl IntoIterator<Item = GuestRejection>,
+) -> Result<Answer, Fault> {
     Ok(Answer { refusals: positions(selected, rejections)?, ..Answer::default() })
 }
 
-/// Checks a mapper's answer and walks every row of it.
-pub(super) fn check_mapped(
+/// Checks a mapper's answer and walks every row of it. `outputs` has rows of each declared output, with one
+/// entry a selected record in `rows_per_record`.
+pub fn check_mapped(
     declared: &[Output],
-    limits: &Limits,
+    limits: AnswerLimits,
     selected: &[u32],
-    mapped: types::Mapped,
+    outputs: Vec<OutputRows>,
+    rejections: impl IntoIterator<Item = GuestRejection>,
 ) -> Result<Answer, Fault> {
-    if mapped.outputs.len() != declared.len() {
-        let reason =
-            format!("rows for {} outputs, but init declared {}", mapped.outputs.len(), declared.len());
+    if outputs.len() != declared.len() {
+        let reason = format!("rows for {} outputs, but init declared {}", outputs.len(), declared.len());
         return Err(Refusal::bad_answer(reason).into());
     }
-    let refusals = positions(selected, mapped.rejections)?;
+    let refusals = positions(selected, rejections)?;
     let mut bad_rows = Vec::new();
     let mut bytes_per_record = vec![0usize; selected.len()];
-    for (output, rows) in declared.iter().zip(&mapped.outputs) {
+    for (output, rows) in declared.iter().zip(&outputs) {
         check_shape(output, selected, rows)?;
         for (position, _) in &refusals {
             if rows.rows_per_record[*position] != 0 {
@@ -132,21 +160,15 @@ pub(super) fn check_mapped(
             suspects: bad_rows.into_iter().map(|(position, _)| position).collect(),
         });
     }
-    let outputs = mapped
-        .outputs
-        .into_iter()
-        .map(|types::Rows { bytes, row_ends, rows_per_record }| OutputRows {
-            bytes,
-            row_ends,
-            rows_per_record,
-        })
-        .collect();
     Ok(Answer { refusals, outputs })
 }
 
 /// Turns rejections by index into refusals by position; indexes must be selected and increasing.
-fn positions(selected: &[u32], rejections: Vec<types::Rejection>) -> Result<Vec<(usize, Refusal)>, Refusal> {
-    let mut refusals = Vec::with_capacity(rejections.len().min(selected.len()));
+fn positions(
+    selected: &[u32],
+    rejections: impl IntoIterator<Item = GuestRejection>,
+) -> Result<Vec<(usize, Refusal)>, Refusal> {
+    let mut refusals = Vec::new();
     let mut next = 0;
     for rejection in rejections {
         let index = rejection.index;
@@ -164,7 +186,7 @@ fn positions(selected: &[u32], rejections: Vec<types::Rejection>) -> Result<Vec<
 }
 
 /// Whether the three lists of one output agree with each other.
-fn check_shape(output: &Output, selected: &[u32], rows: &types::Rows) -> Result<(), Refusal> {
+fn check_shape(output: &Output, selected: &[u32], rows: &OutputRows) -> Result<(), Refusal> {
     let name = &output.name;
     if rows.rows_per_record.len() != selected.len() {
         return Err(Refusal::bad_answer(format!(
@@ -201,8 +223,8 @@ fn check_shape(output: &Output, selected: &[u32], rows: &types::Rows) -> Result<
 /// Walks the rows of one output whose shape was checked; appends the first fault of each record.
 fn walk(
     output: &Output,
-    limits: &Limits,
-    rows: &types::Rows,
+    limits: AnswerLimits,
+    rows: &OutputRows,
     bytes_per_record: &mut [usize],
     bad_rows: &mut Vec<(usize, Refusal)>,
 ) {
@@ -263,7 +285,7 @@ fn clean_code(code: &str) -> String {
 }
 
 /// Text for a header: no control characters, at most `limit` bytes.
-pub(super) fn clean(mut text: String, limit: usize) -> String {
+pub fn clean(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         text.truncate(text.floor_char_boundary(limit - '…'.len_utf8()));
         text.push('…');

@@ -3,6 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::row::{ColumnDefinition, ColumnType};
 
+const LIMITS: AnswerLimits = AnswerLimits { rows_per_record: 10_000, output_bytes_per_record: 1 << 20 };
+
 fn outputs() -> Vec<Output> {
     let column = |name: &str, column_type: &str| ColumnDefinition {
         name: name.to_owned(),
@@ -14,24 +16,23 @@ fn outputs() -> Vec<Output> {
     ]
 }
 
-fn rejection(index: u32, code: &str) -> types::Rejection {
-    types::Rejection { index, code: code.to_owned(), field: None, reason: "because".to_owned() }
+fn rejection(index: u32, code: &str) -> GuestRejection {
+    GuestRejection { index, code: code.to_owned(), field: None, reason: "because".to_owned() }
 }
 
-fn rows(bytes: &[u8], row_ends: &[u32], rows_per_record: &[u32]) -> types::Rows {
-    types::Rows {
+fn rows(bytes: &[u8], row_ends: &[u32], rows_per_record: &[u32]) -> OutputRows {
+    OutputRows {
         bytes: bytes.to_vec(),
         row_ends: row_ends.to_vec(),
         rows_per_record: rows_per_record.to_vec(),
     }
 }
 
-fn check(numbers: types::Rows, texts: types::Rows) -> Result<Answer, Fault> {
-    let mapped = types::Mapped { outputs: vec![numbers, texts], rejections: vec![] };
-    check_mapped(&outputs(), &Limits::default(), &[4, 7], mapped)
+fn check(numbers: OutputRows, texts: OutputRows) -> Result<Answer, Fault> {
+    check_mapped(&outputs(), LIMITS, &[4, 7], vec![numbers, texts], [])
 }
 
-fn fault(numbers: types::Rows) -> String {
+fn fault(numbers: OutputRows) -> String {
     let Fault { refusal, suspects } = check(numbers, rows(b"", &[], &[0, 0])).unwrap_err();
     assert!(suspects.is_empty());
     assert_eq!((refusal.kind, refusal.code.as_str()), (RejectionKind::BadRow, "bad_answer"));
@@ -60,7 +61,7 @@ fn rejections_of_other_records_are_no_answer() {
 
 #[test]
 fn codes_fields_and_reasons_are_made_safe() {
-    let given = types::Rejection {
+    let given = GuestRejection {
         index: 0,
         code: format!("Über Limit\n{}", "x".repeat(100)),
         field: Some("a\0b".to_owned()),
@@ -91,8 +92,7 @@ fn lists_that_disagree_are_no_answer() {
     assert!(fault(rows(&[1, 0, 2, 0], &[2, 3], &[1, 1])).contains("ends at 3, the bytes at 4"));
     assert!(fault(rows(&[1, 0], &[2, 4], &[1, 1])).contains("ends at 4, the bytes at 2"));
     assert!(fault(rows(&[1, 0], &[], &[0, 0])).contains("ends at 0, the bytes at 2"));
-    let mapped = types::Mapped { outputs: vec![], rejections: vec![] };
-    let fault = check_mapped(&outputs(), &Limits::default(), &[4], mapped).unwrap_err();
+    let fault = check_mapped(&outputs(), LIMITS, &[4], vec![], []).unwrap_err();
     assert_eq!(fault.refusal.reason, "rows for 0 outputs, but init declared 2");
 }
 
@@ -120,21 +120,17 @@ fn a_record_is_a_suspect_once_however_many_outputs_are_bad() {
 
 #[test]
 fn a_rejected_record_has_no_rows() {
-    let mapped = types::Mapped {
-        outputs: vec![rows(&[1, 0], &[2], &[0, 1]), rows(b"", &[], &[0, 0])],
-        rejections: vec![rejection(7, "x")],
-    };
-    let fault = check_mapped(&outputs(), &Limits::default(), &[4, 7], mapped).unwrap_err();
+    let given = vec![rows(&[1, 0], &[2], &[0, 1]), rows(b"", &[], &[0, 0])];
+    let fault = check_mapped(&outputs(), LIMITS, &[4, 7], given, [rejection(7, "x")]).unwrap_err();
     assert_eq!(fault.suspects, [1]);
     assert_eq!(fault.refusal.reason, "a record is rejected and yet has rows in output `numbers`");
 }
 
 #[test]
 fn output_limits_obeyed_and_violated() {
-    let limits = Limits { rows_per_record: 2, output_bytes_per_record: 6, ..Limits::default() };
-    let check = |numbers: types::Rows, texts: types::Rows| {
-        let mapped = types::Mapped { outputs: vec![numbers, texts], rejections: vec![] };
-        check_mapped(&outputs(), &limits, &[0], mapped).err().map(|fault| fault.refusal.code)
+    let limits = AnswerLimits { rows_per_record: 2, output_bytes_per_record: 6 };
+    let check = |numbers: OutputRows, texts: OutputRows| {
+        check_mapped(&outputs(), limits, &[0], vec![numbers, texts], []).err().map(|fault| fault.refusal.code)
     };
     let two = || rows(&[1, 0, 2, 0], &[2, 4], &[2]);
     assert_eq!(check(two(), rows(b"\x01a", &[2], &[1])), None);
@@ -145,11 +141,11 @@ fn output_limits_obeyed_and_violated() {
 
 /// Rows for `records` records that are nearly those of [`outputs`], so that some of the answers are good
 /// and the others are wrong in any of its lists.
-fn any_rows(records: usize, row: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = types::Rows> {
+fn any_rows(records: usize, row: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = OutputRows> {
     let rows = prop::collection::vec(prop::collection::vec(row, 0..3), records);
     let lie = prop::option::weighted(0.3, (0..3usize, any::<prop::sample::Index>(), any::<u32>()));
     (rows, lie).prop_map(|(rows, lie)| {
-        let mut given = types::Rows { bytes: Vec::new(), row_ends: Vec::new(), rows_per_record: Vec::new() };
+        let mut given = OutputRows { bytes: Vec::new(), row_ends: Vec::new(), rows_per_record: Vec::new() };
         for rows in rows {
             given.rows_per_record.push(rows.len() as u32);
             for row in rows {
@@ -191,10 +187,9 @@ proptest! {
         rejected in prop::collection::vec(0..12u32, 0..3),
     ) {
         let selected: Vec<u32> = selected.into_iter().collect();
-        let rejections = rejected.iter().map(|index| rejection(*index, "code")).collect();
-        let mapped = types::Mapped { outputs: vec![numbers, texts], rejections };
+        let rejections = rejected.iter().map(|index| rejection(*index, "code"));
         let outputs = outputs();
-        match check_mapped(&outputs, &Limits::default(), &selected, mapped) {
+        match check_mapped(&outputs, LIMITS, &selected, vec![numbers, texts], rejections) {
             Ok(answer) => {
                 let refused: Vec<usize> = answer.refusals.iter().map(|(position, _)| *position).collect();
                 prop_assert!(refused.is_sorted_by(|one, next| one < next));

@@ -1,0 +1,6 @@
+//! See `targets::answer`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    sluice_fuzz::targets::answer(data);
+});
