@@ -27,26 +27,29 @@ const SHOWN_ROWS: usize = 10;
 /// The comparison of one revision, the live one, with another.
 #[derive(Debug)]
 pub struct Comparison {
-    report: ShadowReport,
+    /// Without samples.
+    counts: ShadowReport,
     samples: BTreeMap<&'static str, VecDeque<ShadowSample>>,
     live_outputs: Vec<Output>,
     other_outputs: Vec<Output>,
+    /// Whether both fill the same columns: in others the same bytes are other rows.
+    has_same_outputs: bool,
 }
 
 impl Comparison {
     /// Nothing compared yet.
     pub fn new(live: &Module, other: &Module) -> Self {
-        let report = ShadowReport {
+        let counts = ShadowReport {
             live: live.identity().revision.to_string(),
             shadow: other.identity().revision.to_string(),
             ..ShadowReport::default()
         };
-        Self {
-            report,
-            samples: BTreeMap::new(),
-            live_outputs: live.outputs().to_vec(),
-            other_outputs: other.outputs().to_vec(),
-        }
+        Self::of(counts, live.outputs().to_vec(), other.outputs().to_vec())
+    }
+
+    fn of(counts: ShadowReport, live_outputs: Vec<Output>, other_outputs: Vec<Output>) -> Self {
+        let has_same_outputs = live_outputs == other_outputs;
+        Self { counts, samples: BTreeMap::new(), live_outputs, other_outputs, has_same_outputs }
     }
 
     /// Compares what both said of the records of `chunk` at `selected` (increasing).
@@ -58,21 +61,36 @@ impl Comparison {
         other: &ChunkVerdicts,
     ) {
         let (live, other) = (live.by_record(chunk.len()), other.by_record(chunk.len()));
-        for index in selected.iter().map(|index| *index as usize) {
-            self.add(chunk, index, &live[index], &other[index]);
+        self.add(chunk, selected.iter().map(|index| *index as usize), &live, &other);
+    }
+
+    /// Compares what both said of those records of `chunk`, by index, that are `selected` (increasing).
+    fn add(
+        &mut self,
+        chunk: &Chunk,
+        selected: impl Iterator<Item = usize>,
+        live: &[RecordVerdict<'_>],
+        other: &[RecordVerdict<'_>],
+    ) {
+        // To show a record takes many times as long as to compare it, and a revision may differ on every one:
+        // only those are shown that stay among the newest.
+        let mut newest: BTreeMap<&'static str, VecDeque<usize>> = BTreeMap::new();
+        for index in selected {
+            if let Some(difference) = self.count(&live[index], &other[index]) {
+                keep(newest.entry(difference).or_default(), index);
+            }
+        }
+        for (difference, indexes) in newest {
+            for index in indexes {
+                let sample = self.sample(chunk, index, difference, &live[index], &other[index]);
+                keep(self.samples.entry(difference).or_default(), sample);
+            }
         }
     }
 
-    /// Compares what both said of record `index` of `chunk`; answers the kind of difference, the name of
-    /// its counter, `same` where there is none.
-    pub fn add(
-        &mut self,
-        chunk: &Chunk,
-        index: usize,
-        live: &RecordVerdict<'_>,
-        other: &RecordVerdict<'_>,
-    ) -> &'static str {
-        let report = &mut self.report;
+    /// Counts a record by what both said of it; answers the kind of difference, if there is one.
+    fn count(&mut self, live: &RecordVerdict<'_>, other: &RecordVerdict<'_>) -> Option<&'static str> {
+        let report = &mut self.counts;
         report.records += 1;
         let (count, difference) = match (live, other) {
             (_, RecordVerdict::Rejected(rejection)) if is_fault(rejection) => (&mut report.faults, "faults"),
@@ -86,33 +104,33 @@ impl Comparison {
                 (&mut report.other_code, "other_code")
             }
             (RecordVerdict::Accepted(live), RecordVerdict::Accepted(other))
-                if live != other || self.live_outputs != self.other_outputs =>
+                if !self.has_same_outputs || live != other =>
             {
                 (&mut report.other_rows, "other_rows")
             }
-            _ => (&mut report.same, "same"),
+            _ => {
+                report.same += 1;
+                return None;
+            }
         };
         *count += 1;
-        if difference != "same" {
-            let sample = self.sample(chunk, index, difference, live, other);
-            let samples = self.samples.entry(difference).or_default();
-            if samples.len() == SAMPLES {
-                samples.pop_front();
-            }
-            samples.push_back(sample);
-        }
-        difference
+        Some(difference)
     }
 
     /// Counts records that the other revision was not shown.
     pub fn skip(&mut self, records: u64) {
-        self.report.skipped += records;
+        self.counts.skipped += records;
+    }
+
+    /// How they compare so far, without samples.
+    pub fn counts(&self) -> &ShadowReport {
+        &self.counts
     }
 
     /// How they compare so far; of each kind the newest sample first.
     pub fn report(&self) -> ShadowReport {
         let samples = self.samples.values().flat_map(|samples| samples.iter().rev()).cloned();
-        ShadowReport { samples: samples.collect(), ..self.report.clone() }
+        ShadowReport { samples: samples.collect(), ..self.counts.clone() }
     }
 
     fn sample(
@@ -141,6 +159,14 @@ impl Comparison {
             shadow: other,
         }
     }
+}
+
+/// Adds what is newer than all before, and lets go of the oldest where it is one too many.
+fn keep<T>(newest: &mut VecDeque<T>, newer: T) {
+    if newest.len() == SAMPLES {
+        newest.pop_front();
+    }
+    newest.push_back(newer);
 }
 
 /// The module broke; it did not judge.
@@ -225,12 +251,7 @@ mod tests {
     }
 
     fn comparison(live: Vec<Output>, other: Vec<Output>) -> Comparison {
-        Comparison {
-            report: ShadowReport::default(),
-            samples: BTreeMap::new(),
-            live_outputs: live,
-            other_outputs: other,
-        }
+        Comparison::of(ShadowReport::default(), live, other)
     }
 
     fn rejection(kind: RejectionKind, code: &str) -> Rejection {
@@ -272,11 +293,11 @@ mod tests {
             (accept(&[&[1, 2]]), accept(&[&[1, 2], &[3, 4]])),
             (RecordVerdict::Rejected(&trap), RecordVerdict::Rejected(&trap)),
         ];
-        for (index, (live, other)) in pairs.iter().enumerate() {
-            comparison.add(&chunk, index, live, other);
-        }
+        let (live, other): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        comparison.add(&chunk, 0..8, &live, &other);
         comparison.skip(7);
         let report = comparison.report();
+        assert_eq!(comparison.counts(), &ShadowReport { samples: vec![], ..report.clone() });
         assert_eq!((report.records, report.same, report.skipped), (8, 2, 7));
         assert_eq!((report.newly_rejected, report.newly_accepted, report.other_code), (1, 1, 1));
         assert_eq!((report.other_rows, report.faults), (2, 1));
@@ -320,12 +341,19 @@ mod tests {
         let mut comparison = comparison(vec![], vec![]);
         let no = rejection(RejectionKind::Rejected, &"x".repeat(64));
         let chunk = chunk(100);
-        for index in 0..100 {
-            let live = RecordVerdict::Accepted(vec![]);
-            comparison.add(&chunk, index, &live, &RecordVerdict::Rejected(&no));
-        }
-        let offsets: Vec<i64> = comparison.report().samples.iter().map(|sample| sample.offset).collect();
-        assert_eq!(offsets, [199, 198, 197, 196, 195]);
+        let (accepted, rejected) = (RecordVerdict::Accepted(vec![]), RecordVerdict::Rejected(&no));
+        let mut add = |rejected_by_other: &[usize]| {
+            let mut other = vec![accepted.clone(); 100];
+            rejected_by_other.iter().for_each(|index| other[*index] = rejected.clone());
+            comparison.add(&chunk, 0..100, &vec![accepted.clone(); 100], &other);
+            let report = comparison.report();
+            (report.newly_rejected, report.samples.iter().map(|sample| sample.offset).collect::<Vec<_>>())
+        };
+        let all: Vec<usize> = (0..100).collect();
+        assert_eq!(add(&all), (100, vec![199, 198, 197, 196, 195]));
+        // Of two chunks, the later first.
+        assert_eq!(add(&[3, 50]), (102, vec![150, 103, 199, 198, 197]));
+        assert_eq!(add(&[]), (102, vec![150, 103, 199, 198, 197]));
         assert_eq!(comparison.report().samples[0].live, "accepted");
     }
 }

@@ -76,9 +76,9 @@ impl Shadow {
         let Observation { chunk, selected, live, .. } = observation;
         let said = self.module.run(chunk, selected);
         let mut comparison = self.comparison.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = comparison.report();
+        let before = comparison.counts().clone();
         comparison.add_chunk(chunk, selected, live, &said);
-        self.metrics.compared(&before, &comparison.report());
+        self.metrics.compared(&before, comparison.counts());
     }
 }
 
@@ -223,6 +223,8 @@ fn run(queue: &Receiver<Observation>, share: f64) {
         let started = Instant::now();
         let shadow = observation.shadow.clone();
         shadow.run(&observation);
+        // It takes time, too, to free what was copied.
+        drop(observation);
         let rest = rest(started.elapsed(), shadow.count.load(Ordering::Relaxed), share);
         *shadow.rested.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + rest;
         shadow.is_busy.store(false, Ordering::Release);
