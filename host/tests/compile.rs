@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -295,6 +295,41 @@ fn what_is_in_the_cache_needs_no_compiler() {
     cached.load_elsewhere(no_compiler()).expect_err("nothing is there yet");
     cached.modules.load().unwrap_or_else(|error| panic!("{error}"));
     cached.load_elsewhere(no_compiler()).expect("found");
+}
+
+/// How many modules were compiled, by where their code came from, and how long all of them took.
+fn compiled(modules: &ModuleFolder) -> (BTreeMap<String, u64>, f64) {
+    let families = modules.metrics.gather();
+    let family = families.iter().find(|family| family.name() == "sluice_module_compile_seconds");
+    let series = family.expect("it is registered").get_metric();
+    let counts = series.iter().map(|series| {
+        (series.get_label()[0].value().to_owned(), series.get_histogram().get_sample_count())
+    });
+    (counts.collect(), series.iter().map(|series| series.get_histogram().get_sample_sum()).sum())
+}
+
+#[test]
+fn metrics_tell_where_code_came_from_and_how_long_that_took() {
+    let counts = |cache, child, in_process| {
+        let counts = [("cache", cache), ("child", child), ("in_process", in_process)];
+        counts.map(|(source, count)| (source.to_owned(), count)).into()
+    };
+    let cached = Cached::new();
+    assert_eq!(compiled(&cached.modules), (counts(0, 0, 0), 0.0));
+    refused(&cached.modules, b"\0asm\x01\0\0\0");
+    let (found, seconds) = compiled(&cached.modules);
+    assert_eq!(found, counts(0, 1, 0), "the mapper; what is refused is not counted");
+    assert!(seconds > 0.0);
+
+    let elsewhere = Cached::modules(&cached.cache, no_compiler());
+    elsewhere.load().unwrap_or_else(|error| panic!("{error}"));
+    let (found, seconds) = compiled(&elsewhere);
+    assert_eq!(found, counts(1, 0, 0));
+    assert!(seconds > 0.0);
+
+    let here = ModuleFolder::new(tight());
+    here.load().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(compiled(&here).0, counts(0, 0, 1));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl ModuleRegistry {
     /// An empty registry.
     pub fn new(engine: WasmEngine, metrics: WasmMetrics) -> Self {
         Self {
-            engine,
+            engine: engine.counting(metrics.compiling()),
             metrics,
             alive: Mutex::default(),
             tallies: Tallies::default(),
