@@ -15,10 +15,11 @@ use sluice::domain::secret::Secret;
 use sluice::domain::verdict::RejectionKind;
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{CodeCache, Compiler, Limits};
+use support::clickhouse_server::ClickHouse;
 use support::guests::{
     ModuleFolder, bomb, chunk, engine, hostile_mapper, hostile_validator, overflowing_validator, tight,
 };
-use support::sluice::{Configuration, PATIENCE};
+use support::sluice::{Configuration, PATIENCE, Sluice};
 
 fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_sluice").into()
@@ -218,6 +219,44 @@ fn a_host_that_ends_takes_its_compiler_along_however_it_ends() {
         host.wait().expect("it ends");
         wait_for_compilers(memory, 0);
     }
+}
+
+/// Its first start: no revision of an earlier one can stand in.
+#[test]
+fn a_start_tries_again_what_the_machine_did_not_let_be_compiled() {
+    const MEMORY: usize = (5 << 30) + 4;
+    let clickhouse = ClickHouse::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let configuration = configuration(folder.path(), MEMORY).set("CLICKHOUSE__URL", &clickhouse.url());
+    let replace = |bytes: &[u8]| {
+        std::fs::write(folder.path().join("new"), bytes).expect("written");
+        std::fs::rename(folder.path().join("new"), folder.path().join("mapper.wasm")).expect("renamed");
+    };
+
+    let host = Sluice::start(&configuration);
+    kill(wait_for_compilers(MEMORY, 1)[0], 9);
+    host.wait_until("it says so", |host| {
+        let (code, reasons) = host.get("/ready");
+        code == 503 && reasons.contains("modules: ") && reasons.contains("something ended the compiler")
+    });
+    let again = wait_for_compilers(MEMORY, 1);
+    replace(&hostile_mapper(|text| text));
+    kill(again[0], 9);
+    host.wait_until("it goes on, to the brokers", |host| host.get("/ready").1.contains("kafka: "));
+    host.kill();
+
+    // What the machine did not do ends it as ever.
+    replace(&long_bomb());
+    let (code, said) = std::thread::scope(|scope| {
+        let run = scope.spawn(|| configuration.run_to_the_end());
+        let compiler = wait_for_compilers(MEMORY, 1);
+        replace(b"text");
+        kill(compiler[0], 9);
+        run.join().expect("it ends")
+    });
+    assert!(code.is_some_and(|code| code != 0), "{code:?}");
+    let places = ["something ended the compiler", "is not WebAssembly"].map(|reason| said.find(reason));
+    assert!(places[0].is_some() && places[0] < places[1], "{said}");
 }
 
 #[test]

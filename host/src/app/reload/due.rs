@@ -76,7 +76,7 @@ impl Reloader {
                 Err(fault) => {
                     entry.is_missing = false;
                     entry.found = None;
-                    entry.refusal = Some(Refusal { is_transient: false, ..Refusal::of(&fault) });
+                    entry.refusal = Some(Refusal::of(&fault));
                     None
                 }
                 Ok(content) => {

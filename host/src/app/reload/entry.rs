@@ -55,10 +55,7 @@ impl Refusal {
             | Fault::Compiler(_) => Gate::Compile,
             _ => Gate::Contract,
         };
-        // A compiler that crashed or ran out of its own limits would do so again.
-        let is_transient =
-            matches!(fault, Fault::Host(_) | Fault::Growing | Fault::Read(_) | Fault::Compiler(_));
-        Self { gate, reason: fault.to_string(), is_transient }
+        Self::by(gate, fault.retryability(), fault)
     }
 
     pub(super) fn new(gate: Gate, reason: impl Into<String>) -> Self {
