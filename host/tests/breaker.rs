@@ -206,6 +206,26 @@ fn a_new_rule_may_reject_much_but_not_all_and_who_releases_it_is_warned() {
     });
 }
 
+/// `rm` and `cp`, with a look between. Two in five is what a new rule may reject.
+#[test]
+fn a_rule_that_is_removed_and_copied_again_is_compared_with_what_was_there() {
+    under_load(54, "roll-back", |deployment, sluice, _, clickhouse| {
+        let first = live(&deployment.status(RULES_STATUS).unwrap());
+        std::fs::remove_file(deployment.path(RULES)).expect("removed");
+        sluice
+            .wait_until("the rule is gone", |_| !events(clickhouse, "purchase-rules", "removed").is_empty());
+        deployment.copy(RULES, &rejecting_many());
+        let status =
+            deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
+        assert_eq!(live(&status), first);
+        assert!(reason(&status).contains("the revision before rejected"), "{status}");
+        let kept = events(clickhouse, "purchase-rules", "rolled-back");
+        assert_eq!(kept.len(), 1);
+        assert!(kept[0].revision.starts_with(&first), "{}", kept[0].revision);
+        wait_for_records(sluice, 1_000);
+    });
+}
+
 #[test]
 fn a_breaker_that_is_to_warn_does_nothing_else() {
     under_load(53, "warn", |deployment, sluice, _, clickhouse| {

@@ -341,9 +341,9 @@ fn compiled(modules: &ModuleFolder) -> (BTreeMap<String, u64>, f64) {
     let families = modules.metrics.gather();
     let family = families.iter().find(|family| family.name() == "sluice_module_compile_seconds");
     let series = family.expect("it is registered").get_metric();
-    let counts = series.iter().map(|series| {
-        (series.get_label()[0].value().to_owned(), series.get_histogram().get_sample_count())
-    });
+    let counts = series
+        .iter()
+        .map(|series| (series.get_label()[0].value().to_owned(), series.get_histogram().get_sample_count()));
     (counts.collect(), series.iter().map(|series| series.get_histogram().get_sample_sum()).sum())
 }
 

@@ -35,8 +35,13 @@ fn registered() -> BTreeSet<String> {
 #[test]
 fn every_metric_is_on_its_page_with_its_labels() {
     /// Strings that start like a metric and are none.
-    const OTHERS: [&str; 5] =
-        ["sluice_deployments", "sluice_migrations", "sluice_migrations_lock", "sluice_revisions", "sluice_sdk"];
+    const OTHERS: [&str; 5] = [
+        "sluice_deployments",
+        "sluice_migrations",
+        "sluice_migrations_lock",
+        "sluice_revisions",
+        "sluice_sdk",
+    ];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(root.join("../docs/METRICS.md")).expect("text");
     let rows = text.lines().filter_map(|line| {

@@ -97,6 +97,7 @@ pub(super) struct Reloader {
     started: Instant,
     /// No chain has been published yet.
     is_start: bool,
+    departed: breaker::Departed,
     /// Until when the breaker rolls nothing back.
     rest: Instant,
     /// Whether the pass under way lacked something.
@@ -151,6 +152,7 @@ impl Reloader {
             due: Instant::now(),
             started: Instant::now(),
             is_start: true,
+            departed: breaker::Departed::default(),
             rest: Instant::now(),
             lacks: None,
             shown: BTreeMap::new(),

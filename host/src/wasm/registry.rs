@@ -53,8 +53,7 @@ pub struct LoadError {
 impl LoadError {
     /// Whether another try may succeed with the files as they are.
     pub fn retryability(&self) -> Retryability {
-        let is_permanent =
-            |problem: &LoadProblem| problem.fault.retryability() == Retryability::Permanent;
+        let is_permanent = |problem: &LoadProblem| problem.fault.retryability() == Retryability::Permanent;
         if self.problems.iter().any(is_permanent) { Retryability::Permanent } else { Retryability::Retry }
     }
 }

@@ -41,6 +41,7 @@ impl Reloader {
                 && entry.live.is_some()
                 && !key.2
             {
+                self.depart(&key, entry.watch);
                 removed.push(key);
             }
         }
