@@ -26,7 +26,7 @@ mod scan;
 mod shadows;
 mod tell;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,8 @@ pub(super) struct Reloader {
     started: Instant,
     /// No chain has been published yet.
     is_start: bool,
+    /// Rules that were live and whose files are gone, until that is kept.
+    removed: BTreeSet<Key>,
     departed: breaker::Departed,
     /// Until when the breaker rolls nothing back.
     rest: Instant,
@@ -152,6 +154,7 @@ impl Reloader {
             due: Instant::now(),
             started: Instant::now(),
             is_start: true,
+            removed: BTreeSet::new(),
             departed: breaker::Departed::default(),
             rest: Instant::now(),
             lacks: None,
@@ -294,9 +297,9 @@ impl Reloader {
                 return;
             }
         };
-        let removed = self.take_note(&scan);
+        self.take_note(&scan);
         let candidates = self.try_out(scan.found).await;
-        self.deploy(candidates, removed).await;
+        self.deploy(candidates).await;
         self.pair_shadows();
         self.tell().await;
         self.retire();

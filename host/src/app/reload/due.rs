@@ -12,8 +12,8 @@ use super::scan::{CasesFile, Found, Scan};
 use super::{AGAIN, Key, Reloader, SOON};
 
 impl Reloader {
-    /// Brings the entries up to what files there are; returns the modules whose files are gone.
-    pub(super) fn take_note(&mut self, scan: &Scan) -> Vec<Key> {
+    /// Brings the entries up to what files there are.
+    pub(super) fn take_note(&mut self, scan: &Scan) {
         self.folder_trouble = scan
             .missing
             .as_ref()
@@ -30,7 +30,7 @@ impl Reloader {
         }
         let is_known = scan.missing.is_none();
         let gone: Vec<Key> = self.entries.keys().filter(|key| !there.contains_key(*key)).cloned().collect();
-        let mut removed = Vec::new();
+        self.removed.retain(|key| !there.contains_key(key));
         for key in gone {
             if key.0 == Stage::Validate && !is_known && !key.2 {
                 // The folder is gone, not the rule.
@@ -42,10 +42,9 @@ impl Reloader {
                 && !key.2
             {
                 self.depart(&key, entry.watch);
-                removed.push(key);
+                self.removed.insert(key);
             }
         }
-        removed
     }
 
     /// Takes through its trial what is due and not live.
