@@ -50,13 +50,15 @@ impl Reloader {
     /// Takes through its trial what is due and not live.
     pub(super) async fn try_out(&mut self, found: Vec<Found>) -> BTreeMap<Key, Candidate> {
         let mut candidates = BTreeMap::new();
-        for Found { file, content, cases } in found {
+        for Found { file, content, cases, stamp } in found {
+            let Some(content) = content else { continue };
             let key = (file.stage, file.name.clone(), file.is_shadow);
             let is_written_to =
                 self.watcher.is_written_to(&file.path) || self.watcher.is_written_to(&cases_path(&file.path));
             let standing = self.standings.get(&(file.stage, file.name.clone())).cloned();
             let standing = if file.is_shadow { Standing::default() } else { standing.unwrap_or_default() };
             let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.seen = None;
             let content = match content {
                 Ok(_) if is_written_to => {
                     self.lacks = Some(SOON);
@@ -103,7 +105,10 @@ impl Reloader {
                 entry.rolled_back = *instead_of;
             }
             entry.held = hold.as_ref().map(|hold| (hold.kind, reason_of(hold)));
-            self.decide(key, trial, cases, &standing, &mut candidates).await;
+            self.decide(key.clone(), trial, cases, &standing, &mut candidates).await;
+            if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.is_settled()) {
+                entry.seen = stamp;
+            }
         }
         candidates
     }
