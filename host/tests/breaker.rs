@@ -130,7 +130,7 @@ fn a_revision_that_does_far_worse_goes_back_by_itself_and_one_that_does_not_stay
         assert!(reason(&status).contains("the revision before rejected"), "{status}");
         assert!(reason(&status).contains("copy a mended file, or release it"), "{status}");
         assert_eq!(trips(sluice, "purchase-rules", "roll-back"), 1.0);
-        assert!(sluice.log().contains("rolled back"));
+        sluice.wait_until("the log says so", |sluice| sluice.log().contains("rolled back"));
 
         // It stays so, whatever else is looked at: the file has not changed.
         deployment.replace(RULES, &rejecting_all());

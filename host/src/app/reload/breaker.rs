@@ -229,10 +229,12 @@ impl Reloader {
         }
         let event = (EventKind::RolledBack, before, Some(revision));
         let reason = format!("the breaker saw that {reason}");
-        match self.hold(key, event, self.with.host.clone(), reason.clone()).await {
+        match self.decide_for_all(key, event, self.with.host.clone(), reason.clone()).await {
             Ok(()) => {
+                // Whoever reads in the status file that it is so finds it counted.
                 tracing::error!(pipeline, module, %revision, back, reason, "rolled back");
                 self.with.metrics.broke(&pipeline, &module, BreakerMode::RollBack);
+                self.follow().await;
             }
             Err(error) => tracing::warn!(
                 pipeline, module, %revision, back, reason, %error,
