@@ -134,9 +134,7 @@ impl App {
         let mut reloaders: Vec<_> = config.pipelines.iter().zip(reports).map(reloader).collect();
         let bound = async {
             for reloader in &mut reloaders {
-                if let Err(problems) = reloader.preload().await {
-                    stand_in(reloader, problems, &readiness).await?;
-                }
+                preload(reloader, &readiness).await?;
             }
             if config.clickhouse.migrate_at_start {
                 migrate(&config, &settings, &readiness).await?;
@@ -312,13 +310,37 @@ pub fn chain_settings(config: &Config, pipeline: &PipelineConfig) -> ChainSettin
     }
 }
 
-/// Files that do not pass are no obstacle where the pipeline has run before: the revisions that were live
-/// stand in. Where it has not, or nobody knows of it, they are.
-async fn stand_in(reloader: &Reloader, problems: LoadError, readiness: &Readiness) -> Result<()> {
+/// Looks at the files of a pipeline. Those that do not pass are no obstacle where the pipeline has run before:
+/// the revisions that were live stand in. Where it has not, or nobody knows of it, they are, unless it is this
+/// machine that did not let them be tried: then it goes on trying.
+async fn preload(reloader: &mut Reloader, readiness: &Readiness) -> Result<()> {
+    let Err(mut problems) = reloader.preload().await else { return Ok(()) };
     tracing::error!(
         problems = problems.to_string(),
         "modules that do not pass; looking for earlier revisions"
     );
+    if can_stand_in(reloader, &problems, readiness).await? {
+        return Ok(());
+    }
+    let mut is_first = true;
+    retry("modules", readiness, async || {
+        if !std::mem::take(&mut is_first) {
+            match reloader.preload().await {
+                Ok(()) => return Ok(()),
+                // What passed the last time was alive until here, so it was not compiled again.
+                Err(others) => problems = others,
+            }
+        }
+        match problems.retryability() {
+            Retryability::Retry => Err(Again(problems.to_string())),
+            Retryability::Permanent => Err(Never(anyhow!("{problems}"))),
+        }
+    })
+    .await
+}
+
+/// Whether earlier revisions can stand in for files that do not pass.
+async fn can_stand_in(reloader: &Reloader, problems: &LoadError, readiness: &Readiness) -> Result<bool> {
     let has_run = retry("modules", readiness, async || match reloader.has_run().await {
         Ok(has_run) => Ok(has_run),
         Err(FirstFault::Again(reason)) => Err(Again(format!(
@@ -326,7 +348,7 @@ async fn stand_in(reloader: &Reloader, problems: LoadError, readiness: &Readines
         ))),
         Err(FirstFault::Never(_)) => Ok(false),
     });
-    if has_run.await? { Ok(()) } else { Err(problems.into()) }
+    has_run.await
 }
 
 async fn first_chain(reloader: &mut Reloader, readiness: &Readiness) -> Result<ChainSlot> {

@@ -130,7 +130,7 @@ fn a_revision_that_does_far_worse_goes_back_by_itself_and_one_that_does_not_stay
         assert!(reason(&status).contains("the revision before rejected"), "{status}");
         assert!(reason(&status).contains("copy a mended file, or release it"), "{status}");
         assert_eq!(trips(sluice, "purchase-rules", "roll-back"), 1.0);
-        assert!(sluice.log().contains("rolled back"));
+        sluice.wait_until("the log says so", |sluice| sluice.log().contains("rolled back"));
 
         // It stays so, whatever else is looked at: the file has not changed.
         deployment.replace(RULES, &rejecting_all());
@@ -203,6 +203,26 @@ fn a_new_rule_may_reject_much_but_not_all_and_who_releases_it_is_warned() {
         wait_for_records(sluice, 1_000);
         assert_eq!(deployment.status(EXTRA_STATUS).unwrap()["state"], "live");
         assert_eq!(trips(sluice, "extra", "roll-back"), 1.0);
+    });
+}
+
+/// `rm` and `cp`, with a look between. Two in five is what a new rule may reject.
+#[test]
+fn a_rule_that_is_removed_and_copied_again_is_compared_with_what_was_there() {
+    under_load(54, "roll-back", |deployment, sluice, _, clickhouse| {
+        let first = live(&deployment.status(RULES_STATUS).unwrap());
+        std::fs::remove_file(deployment.path(RULES)).expect("removed");
+        sluice
+            .wait_until("the rule is gone", |_| !events(clickhouse, "purchase-rules", "removed").is_empty());
+        deployment.copy(RULES, &rejecting_many());
+        let status =
+            deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
+        assert_eq!(live(&status), first);
+        assert!(reason(&status).contains("the revision before rejected"), "{status}");
+        let kept = events(clickhouse, "purchase-rules", "rolled-back");
+        assert_eq!(kept.len(), 1);
+        assert!(kept[0].revision.starts_with(&first), "{}", kept[0].revision);
+        wait_for_records(sluice, 1_000);
     });
 }
 

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -15,10 +15,11 @@ use sluice::domain::secret::Secret;
 use sluice::domain::verdict::RejectionKind;
 use sluice::pipeline::ports::Chain;
 use sluice::wasm::{CodeCache, Compiler, Limits};
+use support::clickhouse_server::ClickHouse;
 use support::guests::{
     ModuleFolder, bomb, chunk, engine, hostile_mapper, hostile_validator, overflowing_validator, tight,
 };
-use support::sluice::{Configuration, PATIENCE};
+use support::sluice::{Configuration, PATIENCE, Sluice};
 
 fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_sluice").into()
@@ -220,6 +221,44 @@ fn a_host_that_ends_takes_its_compiler_along_however_it_ends() {
     }
 }
 
+/// Its first start: no revision of an earlier one can stand in.
+#[test]
+fn a_start_tries_again_what_the_machine_did_not_let_be_compiled() {
+    const MEMORY: usize = (5 << 30) + 4;
+    let clickhouse = ClickHouse::start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let configuration = configuration(folder.path(), MEMORY).set("CLICKHOUSE__URL", &clickhouse.url());
+    let replace = |bytes: &[u8]| {
+        std::fs::write(folder.path().join("new"), bytes).expect("written");
+        std::fs::rename(folder.path().join("new"), folder.path().join("mapper.wasm")).expect("renamed");
+    };
+
+    let host = Sluice::start(&configuration);
+    kill(wait_for_compilers(MEMORY, 1)[0], 9);
+    host.wait_until("it says so", |host| {
+        let (code, reasons) = host.get("/ready");
+        code == 503 && reasons.contains("modules: ") && reasons.contains("something ended the compiler")
+    });
+    let again = wait_for_compilers(MEMORY, 1);
+    replace(&hostile_mapper(|text| text));
+    kill(again[0], 9);
+    host.wait_until("it goes on, to the brokers", |host| host.get("/ready").1.contains("kafka: "));
+    host.kill();
+
+    // What the machine did not do ends it as ever.
+    replace(&long_bomb());
+    let (code, said) = std::thread::scope(|scope| {
+        let run = scope.spawn(|| configuration.run_to_the_end());
+        let compiler = wait_for_compilers(MEMORY, 1);
+        replace(b"text");
+        kill(compiler[0], 9);
+        run.join().expect("it ends")
+    });
+    assert!(code.is_some_and(|code| code != 0), "{code:?}");
+    let places = ["something ended the compiler", "is not WebAssembly"].map(|reason| said.find(reason));
+    assert!(places[0].is_some() && places[0] < places[1], "{said}");
+}
+
 #[test]
 fn a_host_keeps_what_it_compiles_where_it_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -295,6 +334,41 @@ fn what_is_in_the_cache_needs_no_compiler() {
     cached.load_elsewhere(no_compiler()).expect_err("nothing is there yet");
     cached.modules.load().unwrap_or_else(|error| panic!("{error}"));
     cached.load_elsewhere(no_compiler()).expect("found");
+}
+
+/// How many modules were compiled, by where their code came from, and how long all of them took.
+fn compiled(modules: &ModuleFolder) -> (BTreeMap<String, u64>, f64) {
+    let families = modules.metrics.gather();
+    let family = families.iter().find(|family| family.name() == "sluice_module_compile_seconds");
+    let series = family.expect("it is registered").get_metric();
+    let counts = series
+        .iter()
+        .map(|series| (series.get_label()[0].value().to_owned(), series.get_histogram().get_sample_count()));
+    (counts.collect(), series.iter().map(|series| series.get_histogram().get_sample_sum()).sum())
+}
+
+#[test]
+fn metrics_tell_where_code_came_from_and_how_long_that_took() {
+    let counts = |cache, child, in_process| {
+        let counts = [("cache", cache), ("child", child), ("in_process", in_process)];
+        counts.map(|(source, count)| (source.to_owned(), count)).into()
+    };
+    let cached = Cached::new();
+    assert_eq!(compiled(&cached.modules), (counts(0, 0, 0), 0.0));
+    refused(&cached.modules, b"\0asm\x01\0\0\0");
+    let (found, seconds) = compiled(&cached.modules);
+    assert_eq!(found, counts(0, 1, 0), "the mapper; what is refused is not counted");
+    assert!(seconds > 0.0);
+
+    let elsewhere = Cached::modules(&cached.cache, no_compiler());
+    elsewhere.load().unwrap_or_else(|error| panic!("{error}"));
+    let (found, seconds) = compiled(&elsewhere);
+    assert_eq!(found, counts(1, 0, 0));
+    assert!(seconds > 0.0);
+
+    let here = ModuleFolder::new(tight());
+    here.load().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(compiled(&here).0, counts(0, 0, 1));
 }
 
 #[test]

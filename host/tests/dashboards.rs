@@ -1,7 +1,8 @@
 //! The dashboard and the alerts ask for metrics that exist: every `sluice_*` name in
-//! `config/prometheus` and `config/grafana` is a name that the host registers.
+//! `config/prometheus` and `config/grafana` is a name that the host registers. `docs/METRICS.md` has every
+//! metric that there is, with its labels.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What Prometheus makes of a histogram.
@@ -19,19 +20,63 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("sluice_"))
 }
 
+/// Strings in the sources that start like one of our metrics: they are all there, tables and the like among them.
+fn registered() -> BTreeSet<String> {
+    let mut sources = Vec::new();
+    files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut sources);
+    let literals = |path: &PathBuf| {
+        let source = std::fs::read_to_string(path).expect("text");
+        let literals = source.split('"').skip(1).step_by(2).filter(|literal| literal.starts_with("sluice_"));
+        literals.map(str::to_owned).collect::<Vec<_>>()
+    };
+    sources.iter().flat_map(literals).collect()
+}
+
+#[test]
+fn every_metric_is_on_its_page_with_its_labels() {
+    /// Strings that start like a metric and are none.
+    const OTHERS: [&str; 5] = [
+        "sluice_deployments",
+        "sluice_migrations",
+        "sluice_migrations_lock",
+        "sluice_revisions",
+        "sluice_sdk",
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("../docs/METRICS.md")).expect("text");
+    let rows = text.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `sluice_")?.split(" | ");
+        let name = format!("sluice_{}", cells.next()?.trim_end_matches('`'));
+        Some((name, cells.next()?.split(", ").collect::<BTreeSet<_>>()))
+    });
+    let rows: BTreeMap<String, BTreeSet<&str>> = rows.collect();
+    let mut named: BTreeSet<String> = rows.keys().cloned().collect();
+    named.insert("sluice_build_info".to_owned());
+    let mut metrics = registered();
+    metrics.retain(|name| !OTHERS.contains(&name.as_str()));
+    assert_eq!(named, metrics);
+
+    // What a host answered, with labels.
+    let answered = std::fs::read_to_string(root.join("tests/snapshots/end_to_end__metrics.snap"));
+    let answered = answered.expect("text");
+    let answered = answered.lines().filter(|line| line.starts_with("sluice_"));
+    let mut compared = 0;
+    for line in answered {
+        let mut words = line.split(' ');
+        let name = words.next().expect("a name");
+        let labels: BTreeSet<&str> = words.skip(1).collect();
+        if let Some(told) = rows.get(name) {
+            compared += 1;
+            assert_eq!(*told, labels, "{name}");
+        }
+    }
+    assert!(compared > 25, "the answer was read: {compared} metrics");
+}
+
 #[test]
 fn dashboards_and_alerts_name_metrics_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut sources = Vec::new();
-    files_below(&root.join("src"), &mut sources);
-    let sources: Vec<String> =
-        sources.iter().map(|path| std::fs::read_to_string(path).expect("text")).collect();
-    let registered: BTreeSet<&str> = sources
-        .iter()
-        .flat_map(|source| source.split('"').skip(1).step_by(2))
-        .filter(|literal| literal.starts_with("sluice_"))
-        .collect();
-
+    let registered = registered();
     let mut configuration = Vec::new();
     files_below(&root.join("../config/prometheus"), &mut configuration);
     files_below(&root.join("../config/grafana"), &mut configuration);

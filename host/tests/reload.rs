@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clickhouse::Row;
 use serde::Deserialize;
 use support::deployment::{Deployment, RULES, RULES_STATUS, live, parts};
+use support::proxy::{Answers, Proxy};
 use support::sluice::Sluice;
 use support::verdicts::{Repeats, Traffic};
 
@@ -120,6 +121,41 @@ fn a_file_that_goes_takes_its_rule_along_and_a_folder_that_goes_does_not() {
     let status =
         folder.wait_for("purchase-rows.status.json", "missing", |status| status["state"] == "missing");
     assert!(!live(&status).is_empty());
+    assert_eq!(sluice.stop(), Some(0));
+}
+
+/// That it is gone has to be kept: what was live by the events stands in for a bad file at the next start.
+#[test]
+fn a_rule_that_is_removed_while_clickhouse_is_away_stays_removed() {
+    const OTHER: &str = "validators/another.wasm";
+    const OTHER_STATUS: &str = "validators/another.status.json";
+    let (kafka, clickhouse) = parts();
+    let proxy = Proxy::start(Answers::All);
+    let url = clickhouse.url();
+    let address = url.strip_prefix("http://").and_then(|address| address.parse().ok());
+    proxy.forward_to(address.expect("http://address:port"));
+    let folder = Deployment::new();
+    folder.copy(OTHER, &folder.rules(9));
+    let behind = format!("http://{}", proxy.address());
+    let configuration = folder.configuration(&kafka, &clickhouse).set("CLICKHOUSE__URL", &behind);
+    let sluice = Sluice::start(&configuration);
+    folder.wait_for(OTHER_STATUS, "live", |status| status["state"] == "live");
+
+    proxy.refuse(true);
+    std::fs::remove_file(folder.path(OTHER)).unwrap();
+    sluice.wait_until("it is seen", |_| folder.status(OTHER_STATUS).is_none());
+    let runs = |sluice: &Sluice| sluice.status()["pipelines"][0]["modules"].to_string().contains("another");
+    assert!(runs(&sluice), "it goes on until that can be kept");
+    proxy.refuse(false);
+    sluice.wait_until("it is gone", |sluice| !runs(sluice));
+    assert_eq!(sluice.stop(), Some(0));
+
+    folder.copy(OTHER, b"not a module");
+    let sluice = Sluice::start(&configuration);
+    let status = folder.wait_for(OTHER_STATUS, "refused", |status| status["state"] == "refused");
+    assert_eq!(status["live"], serde_json::Value::Null);
+    sluice.wait_until("it is ready", |sluice| sluice.get("/ready").0 == 200);
+    assert!(!runs(&sluice));
     assert_eq!(sluice.stop(), Some(0));
 }
 

@@ -26,7 +26,8 @@ mod scan;
 mod shadows;
 mod tell;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub(super) use metrics::ReloadMetrics;
 const AGAIN: Duration = Duration::from_secs(1);
 /// The same where a file was still being written.
 const SOON: Duration = Duration::from_millis(200);
+/// So many looks that no event asked for, and files are read that look as before.
+const WHOLE_LOOK: u32 = 12;
 
 /// Modules by stage and name, and shadows beside them, in the order in which records meet them.
 type Key = (Stage, String, bool);
@@ -93,10 +96,15 @@ pub(super) struct Reloader {
     retired: Vec<Arc<BoundChain>>,
     shadowed: Vec<shadows::Shadowed>,
     due: Instant,
+    /// Looks that no event asked for.
+    looks: u32,
     /// When it was made: the breaker's times begin here.
     started: Instant,
     /// No chain has been published yet.
     is_start: bool,
+    /// Rules that were live and whose files are gone, until that is kept.
+    removed: BTreeSet<Key>,
+    departed: breaker::Departed,
     /// Until when the breaker rolls nothing back.
     rest: Instant,
     /// Whether the pass under way lacked something.
@@ -149,8 +157,11 @@ impl Reloader {
             retired: Vec::new(),
             shadowed: Vec::new(),
             due: Instant::now(),
+            looks: 0,
             started: Instant::now(),
             is_start: true,
+            removed: BTreeSet::new(),
+            departed: breaker::Departed::default(),
             rest: Instant::now(),
             lacks: None,
             shown: BTreeMap::new(),
@@ -245,8 +256,14 @@ impl Reloader {
             // All of them are cancel-safe; what is not taken in one round is in the next.
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.watcher.changed() => {}
-                () = tokio::time::sleep_until(due.into()) => self.refresh().await,
+                () = self.watcher.changed() => self.read_all(),
+                () = tokio::time::sleep_until(due.into()) => {
+                    self.looks = self.looks.wrapping_add(1);
+                    if self.looks.is_multiple_of(WHOLE_LOOK) {
+                        self.read_all();
+                    }
+                    self.refresh().await;
+                }
                 _ = looks.tick(), if self.has_breaker() => {
                     self.look().await;
                     continue;
@@ -258,6 +275,23 @@ impl Reloader {
             }
             self.pass().await;
         }
+    }
+
+    /// Has the next pass read every file, whatever it looks like.
+    fn read_all(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.seen = None;
+        }
+    }
+
+    /// Files that need not be read while they look like this.
+    fn settled(&self) -> BTreeMap<PathBuf, scan::Stamp> {
+        let is_held = |key: &Key, entry: &Entry| {
+            let standing = self.standings.get(&(key.0, key.1.clone()));
+            standing.is_some_and(|standing| standing.hold_against(entry.live_revision()).is_some())
+        };
+        let settled = self.entries.iter().filter(|(key, entry)| entry.is_settled() && !is_held(key, entry));
+        settled.filter_map(|(_, entry)| Some((entry.path.clone(), entry.seen?))).collect()
     }
 
     /// Reads what was decided for all hosts.
@@ -283,8 +317,8 @@ impl Reloader {
     async fn pass(&mut self) {
         self.lacks = None;
         self.watcher.renew();
-        let settings = self.settings.clone();
-        let scan = match tokio::task::spawn_blocking(move || Scan::take(&settings)).await {
+        let (settings, settled) = (self.settings.clone(), self.settled());
+        let scan = match tokio::task::spawn_blocking(move || Scan::take(&settings, &settled)).await {
             Ok(scan) => scan,
             Err(error) => {
                 tracing::error!(%error, "looking at module files failed");
@@ -292,9 +326,9 @@ impl Reloader {
                 return;
             }
         };
-        let removed = self.take_note(&scan);
+        self.take_note(&scan);
         let candidates = self.try_out(scan.found).await;
-        self.deploy(candidates, removed).await;
+        self.deploy(candidates).await;
         self.pair_shadows();
         self.tell().await;
         self.retire();

@@ -288,6 +288,11 @@ impl GroupContext {
         self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many partitions are not read for what the tables have.
+    pub(super) fn held(&self) -> usize {
+        self.withheld().held()
+    }
+
     /// Assigns partitions; those of which the tables are to be asked first are paused.
     fn take(
         &self,

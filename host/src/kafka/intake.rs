@@ -128,9 +128,9 @@ impl Intake {
             .name("kafka-intake".into())
             .spawn({
                 let (consumer, state) = (consumer.clone(), state.clone());
-                let told = Vec::new();
                 let topic = settings.topics.first().cloned().unwrap_or_default();
-                move || Reader { consumer, state, with, topic, pending: VecDeque::new(), told }.run()
+                let pending = VecDeque::new();
+                move || Reader { consumer, state, with, topic, pending, told: Vec::new(), told_held: 0 }.run()
             })
             .map_err(|error| {
                 KafkaError::ClientCreation(format!("cannot start the intake thread: {error}"))
@@ -214,6 +214,7 @@ struct Reader {
     /// Chunks that the workers had no room for; nothing is read while there are any.
     pending: VecDeque<Job>,
     told: Vec<String>,
+    told_held: usize,
 }
 
 /// What a read gave, in the order in which it happened.
@@ -401,8 +402,13 @@ impl Reader {
         }
     }
 
-    /// Tells the flow why nothing comes in, when that has changed.
+    /// Tells the flow why nothing comes in, and how much is held, when that has changed.
     fn tell_trouble(&mut self) {
+        let held = self.consumer.context().held();
+        if held != self.told_held {
+            self.told_held = held;
+            self.send(Event::Held(held));
+        }
         let troubles = self.consumer.context().troubles();
         if troubles.is_empty() && self.told.is_empty() {
             return;

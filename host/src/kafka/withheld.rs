@@ -36,8 +36,10 @@ type Answer = Receiver<Result<Vec<RowsAhead>, String>>;
 struct Asking {
     positions: Vec<Position>,
     answer: Option<Answer>,
-    /// Why they are not read, and when to ask again.
+    /// When to ask again.
     not_before: Option<Instant>,
+    /// The tables said that they have rows of all of these.
+    is_held: bool,
 }
 
 /// See the module documentation.
@@ -64,8 +66,13 @@ impl Withheld {
 
     pub(super) fn add(&mut self, positions: Vec<Position>) {
         if !positions.is_empty() {
-            self.asking.push(Asking { positions, answer: None, not_before: None });
+            self.asking.push(Asking { positions, answer: None, not_before: None, is_held: false });
         }
+    }
+
+    /// How many partitions the tables have rows of; the others were not answered for yet.
+    pub(super) fn held(&self) -> usize {
+        self.asking.iter().filter(|asking| asking.is_held).map(|asking| asking.positions.len()).sum()
     }
 
     /// Forgets a partition that went; whether it was here.
@@ -107,6 +114,7 @@ impl Withheld {
                         |position: &Position| ahead.iter().any(|rows| rows.partition == position.partition);
                     let (held, free) = std::mem::take(&mut asking.positions).into_iter().partition(is_ahead);
                     asking.positions = held;
+                    asking.is_held = true;
                     looked.free.extend(free);
                     // Some may have gone since it was asked.
                     let is_here = |rows: &&RowsAhead| {

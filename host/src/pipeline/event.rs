@@ -115,6 +115,8 @@ pub enum Event {
     EndOffsets(Vec<(PartitionId, i64)>),
     /// Why nothing comes in right now; empty when all is well.
     IntakeTrouble(Vec<String>),
+    /// How many partitions are assigned but held: the tables have rows of what is yet to be read there.
+    Held(usize),
     /// Intake has stopped for good: no more chunks come.
     IntakeStopped,
     /// Something that must not happen happened; the pipeline ends.

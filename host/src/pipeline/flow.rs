@@ -280,6 +280,10 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
             Event::Judged(judged) => self.judged(judged),
             Event::EndOffsets(offsets) => self.end_offsets.extend(offsets),
             Event::IntakeTrouble(reasons) => self.intake_trouble = reasons,
+            Event::Held(partitions) => {
+                let held = self.metrics.held.with_label_values(&[&*self.settings.pipeline]);
+                held.set(partitions as i64);
+            }
             Event::IntakeStopped => self.stopping = Some(Instant::now() + self.settings.drain_timeout),
             Event::Broken(reason) => return Err(self.broken(&reason)),
         }

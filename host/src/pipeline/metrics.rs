@@ -39,6 +39,8 @@ pub struct PipelineMetrics {
     pub retries: IntCounterVec,
     /// Rebalances, by what happened.
     pub rebalances: IntCounterVec,
+    /// Partitions that are assigned, and held for rows that the tables have already.
+    pub held: IntGaugeVec,
     /// 1 for each module of the chain.
     pub revisions: IntGaugeVec,
     /// 1 when records can go through.
@@ -124,6 +126,11 @@ impl PipelineMetrics {
                 "Partitions assigned, revoked or lost",
                 &["pipeline", "event"],
             )?,
+            held: gauge(
+                "sluice_partitions_held",
+                "Partitions that are not read, since the tables have rows of records that Kafka calls unread",
+                &["pipeline"],
+            )?,
             revisions: gauge(
                 "sluice_revision_info",
                 "1 for every module of the running chain",
@@ -138,6 +145,7 @@ impl PipelineMetrics {
     pub fn begin(&self, pipeline: &str) {
         self.batches.with_label_values(&[pipeline]);
         self.recuts.with_label_values(&[pipeline]);
+        self.held.with_label_values(&[pipeline]);
         for operation in ["insert", "ask", "dead_letter", "recover", "commit"] {
             self.retries.with_label_values(&[pipeline, operation]);
         }

@@ -52,6 +52,31 @@ enum Place {
     Child(Child),
 }
 
+/// Where code came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CodeSource {
+    /// It was compiled before.
+    Cache,
+    /// A process of its own compiled it.
+    Child,
+    /// This process did.
+    InProcess,
+}
+
+impl CodeSource {
+    /// Every source.
+    pub(super) const ALL: [Self; 3] = [Self::Cache, Self::Child, Self::InProcess];
+
+    /// The word used in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Child => "child",
+            Self::InProcess => "in_process",
+        }
+    }
+}
+
 impl Compiler {
     /// Compiles where it is called: neither `compile_timeout` nor `compile_memory_bytes` holds, and a file
     /// that crashes the compiler crashes the process.
@@ -76,28 +101,32 @@ impl Compiler {
         Self { cache: Some(cache), ..self }
     }
 
-    /// A component of a file, for `engine`. Blocking, for as long as compiling takes.
+    /// A component of a file, for `engine`, and where its code came from. Blocking, for as long as compiling
+    /// takes.
     pub(super) fn component(
         &self,
         engine: &Engine,
         file: &[u8],
         limits: &Limits,
-    ) -> Result<Component, ModuleFault> {
+    ) -> Result<(Component, CodeSource), ModuleFault> {
         let encoding = Encoding::of(file)?;
         let cached = self.cache.as_ref().map(|cache| (cache, CodeName::new(engine, file)));
         if let Some((cache, name)) = &cached
             && let Some(code) = cache.get(name)
         {
             match load(engine, &code) {
-                Ok(component) => return Ok(component),
+                Ok(component) => return Ok((component, CodeSource::Cache)),
                 // Its name says that it is for this engine, so that this is nothing an upgrade does.
                 Err(error) => cache.remove(name, &format!("wasmtime does not take it: {error:#}")),
             }
         }
         let started = Instant::now();
-        let code = match &self.place {
-            Place::InProcess => translate(engine, file, encoding).map_err(|refused| refused.fault(limits))?,
-            Place::Child(child) => child.translate(file, limits)?,
+        let (code, source) = match &self.place {
+            Place::InProcess => {
+                let code = translate(engine, file, encoding).map_err(|refused| refused.fault(limits))?;
+                (code, CodeSource::InProcess)
+            }
+            Place::Child(child) => (child.translate(file, limits)?, CodeSource::Child),
         };
         tracing::debug!(bytes = file.len(), code = code.len(), elapsed = ?started.elapsed(), "module compiled");
         let component = load(engine, &code).map_err(|error| {
@@ -108,7 +137,7 @@ impl Compiler {
         if let Some((cache, name)) = &cached {
             cache.put(name, &code);
         }
-        Ok(component)
+        Ok((component, source))
     }
 }
 

@@ -7,7 +7,7 @@
 //! Invariant: what a guest computes depends on nothing but its input. NaNs and relaxed SIMD are
 //! canonical, threads are off, and the one import that is linked gives nothing back (`log.rs`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
@@ -15,6 +15,7 @@ use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAlloc
 use super::compiler::Compiler;
 use super::instance::InstanceState;
 use super::limits::{Limits, MEMORIES, POOL_MEMORY_BYTES, POOL_TABLE_ELEMENTS, TABLES};
+use super::metrics::CompileMetrics;
 use super::module::ModuleFault;
 
 /// How often the epoch advances: the resolution of call timeouts.
@@ -57,6 +58,7 @@ pub struct WasmEngine {
     engine: Engine,
     slots: u32,
     compiler: Compiler,
+    metrics: Option<CompileMetrics>,
 }
 
 impl std::fmt::Debug for WasmEngine {
@@ -86,7 +88,7 @@ impl WasmEngine {
                 }
             })
             .map_err(EngineError::Ticker)?;
-        Ok(Self { engine, slots, compiler: Compiler::in_process() })
+        Ok(Self { engine, slots, compiler: Compiler::in_process(), metrics: None })
     }
 
     /// The same engine, whose modules are compiled by `compiler`.
@@ -95,9 +97,19 @@ impl WasmEngine {
         Self { compiler, ..self }
     }
 
+    /// The same engine, which counts what it compiles.
+    pub(super) fn counting(self, metrics: CompileMetrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
+    }
+
     /// Compiles a module's file; a tenth of a second for one of 150 KB. Not for a worker thread.
     pub(super) fn compile(&self, file: &[u8], limits: &Limits) -> Result<Component, ModuleFault> {
-        self.compiler.component(&self.engine, file, limits)
+        let started = Instant::now();
+        let (component, source) = self.compiler.component(&self.engine, file, limits)?;
+        if let Some(metrics) = &self.metrics {
+            metrics.compiled(source, started.elapsed());
+        }
+        Ok(component)
     }
 
     /// A store for one instance, held to `limits`, whose code is stopped after `timeout`.

@@ -1,13 +1,20 @@
-//! Metrics of the chain: how long modules take, how often they are called, how they fail.
+//! Metrics of the chain: how long modules take, how often they are called, how they fail; and of compiling.
 //!
 //! Labels are bounded: pipelines and modules come from the configuration and the folders, kinds
-//! from [`RejectionKind`].
+//! from [`RejectionKind`], sources from [`CodeSource`].
+
+use std::time::Duration;
 
 use prometheus::core::{AtomicF64, AtomicU64, GenericCounter};
-use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{
+    Counter, CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    exponential_buckets,
+};
 
 use crate::domain::verdict::RejectionKind;
 use crate::pipeline::modules::ShadowReport;
+
+use super::compiler::CodeSource;
 
 /// Kinds of failure of a call; the other kinds are verdicts, not failures.
 const FAULTS: [RejectionKind; 4] =
@@ -24,6 +31,7 @@ pub struct WasmMetrics {
     unjudged: IntCounterVec,
     log_lines_dropped: IntCounterVec,
     shadows: IntCounterVec,
+    compiling: CompileMetrics,
 }
 
 impl WasmMetrics {
@@ -74,6 +82,7 @@ impl WasmMetrics {
                 ),
                 &["pipeline", "module", "difference"],
             )?,
+            compiling: CompileMetrics::register(registry)?,
         };
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
@@ -82,6 +91,11 @@ impl WasmMetrics {
         registry.register(Box::new(metrics.unjudged.clone()))?;
         registry.register(Box::new(metrics.log_lines_dropped.clone()))?;
         Ok(metrics)
+    }
+
+    /// Of compiling.
+    pub(super) fn compiling(&self) -> CompileMetrics {
+        self.compiling.clone()
     }
 
     /// Counters that nobody sees.
@@ -106,6 +120,31 @@ impl WasmMetrics {
                 .map(|kind| (kind, self.faults.with_label_values(&[pipeline, module, kind.as_str()]))),
             unjudged: self.unjudged.with_label_values(&[pipeline, module]),
             log_lines_dropped: self.log_lines_dropped.with_label_values(&[pipeline, module]),
+        }
+    }
+}
+
+/// Times of compiling, by where the code came from.
+#[derive(Clone, Debug)]
+pub(super) struct CompileMetrics([(CodeSource, Histogram); CodeSource::ALL.len()]);
+
+impl CompileMetrics {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        // From half a millisecond, for the cache, to half a minute.
+        let options = HistogramOpts::new(
+            "sluice_module_compile_seconds",
+            "Time from a module's bytes to code that can run, where that succeeded, by where the code came from",
+        )
+        .buckets(exponential_buckets(0.0005, 4.0, 9)?);
+        let seconds = HistogramVec::new(options, &["source"])?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Self(CodeSource::ALL.map(|source| (source, seconds.with_label_values(&[source.as_str()])))))
+    }
+
+    /// Counts a module whose code is there.
+    pub(super) fn compiled(&self, source: CodeSource, elapsed: Duration) {
+        if let Some((_, seconds)) = self.0.iter().find(|(other, _)| *other == source) {
+            seconds.observe(elapsed.as_secs_f64());
         }
     }
 }

@@ -16,6 +16,7 @@ use wasmtime::component::{Component, Linker};
 
 use crate::domain::answer::clean;
 use crate::domain::module::module_revision;
+use crate::domain::retry::Retryability;
 use crate::domain::row::{ColumnDefinition, ColumnType, Output};
 use crate::domain::verdict::{RejectionKind, Revision, Stage};
 use crate::pipeline::ports::ModuleIdentity;
@@ -187,6 +188,17 @@ pub enum ModuleFault {
     /// No slot or memory for the trial; the module may be fine.
     #[error("could not be tried: {0}; free memory or run fewer workers")]
     Host(String),
+}
+
+impl ModuleFault {
+    /// Whether the same file may pass when it is tried again: where this machine did not let it be tried, or it
+    /// is still being copied. A compiler that crashed or ran out of its own limits would do so again.
+    pub fn retryability(&self) -> Retryability {
+        match self {
+            Self::Compiler(_) | Self::Host(_) | Self::Growing => Retryability::Retry,
+            _ => Retryability::Permanent,
+        }
+    }
 }
 
 /// A compiled module with its imports resolved (there are none), by world.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::domain::module::{ArchivedModule, module_revision};
+use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
 use crate::pipeline::modules::ShadowReport;
 use crate::pipeline::ports::ModuleIdentity;
@@ -45,6 +46,16 @@ impl fmt::Display for LoadProblem {
 pub struct LoadError {
     /// At least one, in the order in which records meet the modules.
     pub problems: Vec<LoadProblem>,
+    /// Modules that passed: as long as somebody has them, another try does not compile them again.
+    pub passed: Vec<Arc<Module>>,
+}
+
+impl LoadError {
+    /// Whether another try may succeed with the files as they are.
+    pub fn retryability(&self) -> Retryability {
+        let is_permanent = |problem: &LoadProblem| problem.fault.retryability() == Retryability::Permanent;
+        if self.problems.iter().any(is_permanent) { Retryability::Permanent } else { Retryability::Retry }
+    }
 }
 
 impl fmt::Display for LoadError {
@@ -73,7 +84,7 @@ impl ModuleRegistry {
     /// An empty registry.
     pub fn new(engine: WasmEngine, metrics: WasmMetrics) -> Self {
         Self {
-            engine,
+            engine: engine.counting(metrics.compiling()),
             metrics,
             alive: Mutex::default(),
             tallies: Tallies::default(),
@@ -128,9 +139,9 @@ impl ModuleRegistry {
                 Err(fault) => problems.push(LoadProblem { path, fault }),
             }
         }
-        let mapper = modules.pop_if(|module| module.identity().stage == Stage::Map);
-        let Some(mapper) = mapper.filter(|_| problems.is_empty()) else {
-            return Err(LoadError { problems });
+        let is_mapper = |module: &mut Arc<Module>| module.identity().stage == Stage::Map;
+        let Some(mapper) = modules.pop_if(|module| problems.is_empty() && is_mapper(module)) else {
+            return Err(LoadError { problems, passed: modules });
         };
         settings.warn_of_strangers(modules.iter().chain([&mapper]).map(|module| &*module.identity().name));
         Ok((self.compose(modules, mapper, &settings.pipeline), archived))
@@ -155,7 +166,8 @@ impl ModuleRegistry {
             *last == Stage::Map && validators.iter().all(|stage| *stage == Stage::Validate)
         });
         if !is_chain {
-            return Err(LoadError { problems: vec![problem("archive".to_owned(), ModuleFault::NoChain)] });
+            let problems = vec![problem("archive".to_owned(), ModuleFault::NoChain)];
+            return Err(LoadError { problems, passed: Vec::new() });
         }
         let mut problems = Vec::new();
         let mut loaded = Vec::with_capacity(modules.len());
@@ -173,7 +185,10 @@ impl ModuleRegistry {
                 let attached = |_: &ModuleIdentity| Attached::default();
                 Ok(WasmChain::new(self.engine.clone(), loaded, mapper, pipeline, &self.metrics, attached))
             }
-            _ => Err(LoadError { problems }),
+            mapper => {
+                loaded.extend(mapper);
+                Err(LoadError { problems, passed: loaded })
+            }
         }
     }
 

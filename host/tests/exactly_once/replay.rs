@@ -9,6 +9,11 @@ fn is_held(host: &Sluice, offsets: &str) -> bool {
     code == 503 && body.contains("partition 0 is not read") && body.contains(offsets)
 }
 
+/// Partitions that are held, by the metric.
+fn held(stage: &Stage, host: &Sluice) -> f64 {
+    stage.metric(host, "sluice_partitions_held", "")
+}
+
 #[test]
 fn a_partition_whose_offset_went_back_is_not_read_until_that_is_mended_and_the_others_are() {
     let stage = Stage::new("went_back", 2, "");
@@ -20,9 +25,11 @@ fn a_partition_whose_offset_went_back_is_not_read_until_that_is_mended_and_the_o
 
     let host = Sluice::start(&configuration);
     host.wait_until("the partition is held", |host| is_held(host, "3 rows of offsets 1 to 4"));
+    assert_eq!(held(&stage, &host), 1.0);
     stage.send(&[(0, "a"), (1, "bx")]);
     host.wait_until("the other one is read", |_| stage.committed(1) == Some((3, String::new())));
     assert_eq!(stage.committed(0), Some((1, String::new())));
+    assert_eq!(held(&stage, &host), 1.0, "the other one is not");
     assert_eq!(host.stop(), Some(0));
     assert_eq!((stage.rows(), stage.letters()), (6, 2));
 
@@ -54,6 +61,24 @@ fn what_is_pending_at_an_offset_that_went_back_stays_untouched() {
     assert_eq!(stage.committed(0), Some((offset, metadata)));
     assert_eq!(host.stop(), Some(0));
     assert_eq!((stage.rows(), stage.letters()), (3, 1));
+}
+
+/// As whoever moved the offset back on purpose is told to do.
+#[test]
+fn a_partition_is_read_once_the_rows_behind_its_offset_are_deleted() {
+    let stage = Stage::new("deleted", 1, "");
+    let configuration = stage.host("only");
+    stage.send(&[(0, "aax")]);
+    let host = stage.start(&configuration);
+    stage.finish(host);
+    commit(&stage, 1, "");
+    let host = Sluice::start(&configuration);
+    host.wait_until("the partition is held", |host| is_held(host, "1 rows of offsets 1 to 1"));
+    assert_eq!(held(&stage, &host), 1.0);
+    stage.execute("DELETE FROM deleted.texts WHERE _offset >= 1");
+    host.wait_until("it is held no more", |host| held(&stage, host) == 0.0);
+    stage.finish(host);
+    assert_eq!((stage.rows(), stage.letters()), (2, 2));
 }
 
 #[test]

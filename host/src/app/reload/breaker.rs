@@ -7,7 +7,14 @@
 //! the measure of the second. A rollback is kept as an event, so that every host follows it, and holds
 //! until the file changes or an operator releases the module; a released revision is warned about and no
 //! more, since a person has seen the figures.
+//!
+//! A rule that comes back under its name soon after its file was removed replaces what was there: `rm` and
+//! `cp` is how some people copy. It is compared with that, and goes back to that, not to no rule at all,
+//! which would let everything through that either of the two was there to stop. Soon is within the probation:
+//! after that a removal was meant, and nobody expects a rule to come back that was taken away long ago.
+//! This is remembered here and not read from the events: they do not tell when, nor what the rule did.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +56,23 @@ struct Before {
     revision: Option<Revision>,
     /// Kept so that it need not be compiled again.
     _module: Option<Arc<Module>>,
+}
+
+/// What became of rules whose files are gone: when, and what one of the same name would be compared with.
+#[derive(Default)]
+pub(super) struct Departed(BTreeMap<Key, (Duration, Before)>);
+
+impl Departed {
+    fn leave(&mut self, key: &Key, at: Duration, before: Before, probation: Duration) {
+        self.0.retain(|_, (since, _)| at.saturating_sub(*since) < probation);
+        // Its code may go: the archive has the module.
+        self.0.insert(key.clone(), (at, Before { _module: None, ..before }));
+    }
+
+    fn come_back(&mut self, key: &Key, at: Duration, probation: Duration) -> Option<Before> {
+        let (since, before) = self.0.remove(key)?;
+        (at.saturating_sub(since) < probation).then_some(before)
+    }
 }
 
 /// What became of a look.
@@ -115,6 +139,13 @@ impl Watch {
 }
 
 impl Reloader {
+    /// Remembers what a rule did whose file is gone.
+    pub(super) fn depart(&mut self, key: &Key, watch: Option<Watch>) {
+        let Some(mut watch) = watch else { return };
+        let (settings, at) = (&self.pipeline.breaker, self.started.elapsed());
+        self.departed.leave(key, at, watch.before(settings, at), settings.probation);
+    }
+
     /// A watch over what goes live for a module; none where nothing does.
     pub(super) fn watch(&mut self, key: &Key, candidate: &Candidate) -> Option<Watch> {
         let Candidate::Module { module, .. } = candidate else { return None };
@@ -127,6 +158,7 @@ impl Reloader {
         let known = self.standings.get(&(key.0, key.1.clone())).and_then(|standing| standing.live);
         let has_run = has_run(&self.standings);
         let is_start = self.is_start;
+        let departed = self.departed.come_back(key, at, settings.probation);
         let entry = self.entries.get_mut(key)?;
         let is_of_file =
             entry.held.is_none() && entry.found.as_ref().is_some_and(|(found, ..)| *found == revision);
@@ -135,7 +167,10 @@ impl Reloader {
             None if is_start && known.is_some() => {
                 Before { baseline: Baseline::Unknown, revision: known, _module: None }
             }
-            None => Before { baseline: Baseline::NoRule, revision: None, _module: None },
+            None => {
+                let none = Before { baseline: Baseline::NoRule, revision: None, _module: None };
+                departed.unwrap_or(none)
+            }
         };
         let is_as_it_was = before.revision == Some(revision) || (is_start && !has_run);
         // There is no stream without a mapper, so there is nothing to go back to.
@@ -194,10 +229,12 @@ impl Reloader {
         }
         let event = (EventKind::RolledBack, before, Some(revision));
         let reason = format!("the breaker saw that {reason}");
-        match self.hold(key, event, self.with.host.clone(), reason.clone()).await {
+        match self.decide_for_all(key, event, self.with.host.clone(), reason.clone()).await {
             Ok(()) => {
+                // Whoever reads in the status file that it is so finds it counted.
                 tracing::error!(pipeline, module, %revision, back, reason, "rolled back");
                 self.with.metrics.broke(&pipeline, &module, BreakerMode::RollBack);
+                self.follow().await;
             }
             Err(error) => tracing::warn!(
                 pipeline, module, %revision, back, reason, %error,
@@ -209,5 +246,35 @@ impl Reloader {
     /// Whether there is anything to watch.
     pub(super) fn has_breaker(&self) -> bool {
         self.pipeline.breaker.mode != BreakerMode::Off
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_is_gone_is_remembered_once_and_for_its_probation() {
+        let probation = Duration::from_secs(600);
+        let seconds = Duration::from_secs;
+        let key = |name: &str| (Stage::Validate, name.to_owned(), false);
+        let before = |digit| Before {
+            baseline: Baseline::Unknown,
+            revision: Some(Revision([digit; 32])),
+            _module: None,
+        };
+        let mut departed = Departed::default();
+        departed.leave(&key("a"), seconds(0), before(1), probation);
+        departed.leave(&key("b"), seconds(10), before(2), probation);
+        let mut revision =
+            |name, at| departed.come_back(&key(name), seconds(at), probation).map(|before| before.revision);
+        assert_eq!(revision("a", 599), Some(before(1).revision));
+        assert_eq!(revision("a", 599), None, "it is back");
+        assert_eq!(revision("b", 610), None, "that is long ago");
+
+        for number in 0..100 {
+            departed.leave(&key(&number.to_string()), seconds(number * 100), before(3), probation);
+        }
+        assert_eq!(departed.0.len(), 6, "what nobody asks for is forgotten");
     }
 }

@@ -21,7 +21,7 @@ use super::{AGAIN, Key, Reloader};
 
 impl Reloader {
     /// Puts together what is live, what passed and what is left; publishes it where it is another chain.
-    pub(super) async fn deploy(&mut self, mut candidates: BTreeMap<Key, Candidate>, removed: Vec<Key>) {
+    pub(super) async fn deploy(&mut self, mut candidates: BTreeMap<Key, Candidate>) {
         // Shadows are in no chain.
         let shadows: Vec<Key> = candidates.keys().filter(|key| key.2).cloned().collect();
         for (key, candidate) in shadows.into_iter().filter_map(|key| candidates.remove_entry(&key)) {
@@ -77,7 +77,7 @@ impl Reloader {
             let is_rebound =
                 current.as_ref().is_some_and(|current| !gate::are_same_tables(&current.tables, &tables));
             if is_new || is_rebound {
-                if let Err(refusal) = self.keep(&chain, &candidates, &removed).await {
+                if let Err(refusal) = self.keep(&chain, &candidates).await {
                     self.lacks = Some(AGAIN);
                     for key in candidates.keys().cloned().collect::<Vec<_>>() {
                         self.refuse(&key, refusal.clone());
@@ -93,6 +93,7 @@ impl Reloader {
                     }
                     return;
                 }
+                self.removed.clear();
                 self.publish(Arc::new(BoundChain { chain: Arc::new(chain), tables }));
                 // What was just kept counts for what is kept next.
                 self.refresh().await;
@@ -157,12 +158,7 @@ impl Reloader {
     }
 
     /// Archives what is new, and keeps what happens.
-    async fn keep(
-        &self,
-        chain: &WasmChain,
-        candidates: &BTreeMap<Key, Candidate>,
-        removed: &[Key],
-    ) -> Result<(), Refusal> {
+    async fn keep(&self, chain: &WasmChain, candidates: &BTreeMap<Key, Candidate>) -> Result<(), Refusal> {
         let files: Vec<ArchivedModule> = candidates.values().filter_map(Candidate::file).cloned().collect();
         let archived = async {
             self.with.revisions.store(&files).await?;
@@ -170,7 +166,7 @@ impl Reloader {
         };
         archived.await.map_err(|error| Refusal::by(Gate::Archive, error.retryability(), &error))?;
         let live = candidates.iter().map(|(key, candidate)| (key, candidate.revision()));
-        let gone = removed.iter().map(|key| (key, None));
+        let gone = self.removed.iter().map(|key| (key, None));
         for ((stage, name, _), revision) in live.chain(gone) {
             if self.standings.get(&(*stage, name.clone())).and_then(|standing| standing.live) == revision {
                 // Another host said so, or this one before it was started again.

@@ -12,8 +12,8 @@ use super::scan::{CasesFile, Found, Scan};
 use super::{AGAIN, Key, Reloader, SOON};
 
 impl Reloader {
-    /// Brings the entries up to what files there are; returns the modules whose files are gone.
-    pub(super) fn take_note(&mut self, scan: &Scan) -> Vec<Key> {
+    /// Brings the entries up to what files there are.
+    pub(super) fn take_note(&mut self, scan: &Scan) {
         self.folder_trouble = scan
             .missing
             .as_ref()
@@ -30,7 +30,7 @@ impl Reloader {
         }
         let is_known = scan.missing.is_none();
         let gone: Vec<Key> = self.entries.keys().filter(|key| !there.contains_key(*key)).cloned().collect();
-        let mut removed = Vec::new();
+        self.removed.retain(|key| !there.contains_key(key));
         for key in gone {
             if key.0 == Stage::Validate && !is_known && !key.2 {
                 // The folder is gone, not the rule.
@@ -41,22 +41,24 @@ impl Reloader {
                 && entry.live.is_some()
                 && !key.2
             {
-                removed.push(key);
+                self.depart(&key, entry.watch);
+                self.removed.insert(key);
             }
         }
-        removed
     }
 
     /// Takes through its trial what is due and not live.
     pub(super) async fn try_out(&mut self, found: Vec<Found>) -> BTreeMap<Key, Candidate> {
         let mut candidates = BTreeMap::new();
-        for Found { file, content, cases } in found {
+        for Found { file, content, cases, stamp } in found {
+            let Some(content) = content else { continue };
             let key = (file.stage, file.name.clone(), file.is_shadow);
             let is_written_to =
                 self.watcher.is_written_to(&file.path) || self.watcher.is_written_to(&cases_path(&file.path));
             let standing = self.standings.get(&(file.stage, file.name.clone())).cloned();
             let standing = if file.is_shadow { Standing::default() } else { standing.unwrap_or_default() };
             let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.seen = None;
             let content = match content {
                 Ok(_) if is_written_to => {
                     self.lacks = Some(SOON);
@@ -76,7 +78,7 @@ impl Reloader {
                 Err(fault) => {
                     entry.is_missing = false;
                     entry.found = None;
-                    entry.refusal = Some(Refusal { is_transient: false, ..Refusal::of(&fault) });
+                    entry.refusal = Some(Refusal::of(&fault));
                     None
                 }
                 Ok(content) => {
@@ -103,7 +105,10 @@ impl Reloader {
                 entry.rolled_back = *instead_of;
             }
             entry.held = hold.as_ref().map(|hold| (hold.kind, reason_of(hold)));
-            self.decide(key, trial, cases, &standing, &mut candidates).await;
+            self.decide(key.clone(), trial, cases, &standing, &mut candidates).await;
+            if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.is_settled()) {
+                entry.seen = stamp;
+            }
         }
         candidates
     }

@@ -11,7 +11,7 @@ use crate::wasm::{Module, ModuleFault};
 
 use super::breaker::Watch;
 use super::gate::{self, CasesOutcome};
-use super::scan::CasesContent;
+use super::scan::{CasesContent, Stamp};
 
 /// What judges records, since when (RFC 3339).
 #[derive(Clone)]
@@ -55,10 +55,7 @@ impl Refusal {
             | Fault::Compiler(_) => Gate::Compile,
             _ => Gate::Contract,
         };
-        // A compiler that crashed or ran out of its own limits would do so again.
-        let is_transient =
-            matches!(fault, Fault::Host(_) | Fault::Growing | Fault::Read(_) | Fault::Compiler(_));
-        Self { gate, reason: fault.to_string(), is_transient }
+        Self::by(gate, fault.retryability(), fault)
     }
 
     pub(super) fn new(gate: Gate, reason: impl Into<String>) -> Self {
@@ -104,6 +101,8 @@ pub(super) struct Entry {
     pub(super) refusal: Option<Refusal>,
     /// There is no file.
     pub(super) is_missing: bool,
+    /// What the file looked like when nothing was left to do with it.
+    pub(super) seen: Option<Stamp>,
     /// How the golden cases came out, with the content and the module that it is about.
     pub(super) cases: Option<(CasesContent, Revision, CasesOutcome)>,
 }
@@ -124,12 +123,21 @@ impl Entry {
             tried: None,
             refusal: None,
             is_missing: false,
+            seen: None,
             cases: None,
         }
     }
 
     pub(super) fn live_revision(&self) -> Option<Revision> {
         self.live.as_ref().map(Live::revision)
+    }
+
+    /// Whether what the file holds runs, and nothing is left to do but to look whether it changes.
+    pub(super) fn is_settled(&self) -> bool {
+        let found = self.found.as_ref().map(|(revision, _, cases)| (Some(*revision), *cases));
+        let told = self.cases.as_ref().and_then(|(content, ..)| *content);
+        let is_undisturbed = self.refusal.is_none() && self.held.is_none() && !self.is_missing;
+        is_undisturbed && found == Some((self.live_revision(), told))
     }
 
     fn state(&self) -> ModuleState {

@@ -86,7 +86,8 @@ impl Reloader {
         if let Some(due) = due {
             self.rehearse(&key, due).await?;
         }
-        self.hold(&key, event, by, reason).await?;
+        self.decide_for_all(&key, event, by, reason).await?;
+        self.follow().await;
         let entry = self.entries.get(&key);
         let live = entry.and_then(Entry::live_revision);
         let refusal = entry.and_then(|entry| entry.refusal.as_ref()).map(|refusal| refusal.reason.as_str());
@@ -186,9 +187,9 @@ impl Reloader {
         })
     }
 
-    /// Keeps a decision for all hosts, and follows it.
-    pub(super) async fn hold(
-        &mut self,
+    /// Keeps a decision for all hosts; this one is yet to follow it.
+    pub(super) async fn decide_for_all(
+        &self,
         key: &Key,
         (event, revision, instead_of): Decision,
         by: String,
@@ -199,10 +200,13 @@ impl Reloader {
         let kept = self.with.deployments.record(&self.pipeline.name, name, stage, &event).await;
         kept.map_err(|error| {
             refused(&error, format!("whether it was kept is not known, its history will say: {error}"))
-        })?;
+        })
+    }
+
+    /// Follows what was decided.
+    pub(super) async fn follow(&mut self) {
         self.refresh().await;
         self.pass().await;
-        Ok(())
     }
 
     /// The kept revision of a module that begins with `digits`.
