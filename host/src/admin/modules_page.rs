@@ -76,8 +76,10 @@ fn module(html: &mut String, report: &ModuleReport, shadow: Option<&ShadowReport
         let gate = problem.gate.map(|gate| format!(" <span class=\"quiet\">({})</span>", gate.as_str()));
         row("why", &format!("{}{}", escape(&problem.reason), gate.unwrap_or_default()));
     }
-    let live = report.live.as_ref().map_or_else(|| "no revision".to_owned(), revision);
-    row(if report.is_shadow { "tried" } else { "judges records" }, &live);
+    // A shadow judges nothing: what its file holds is what is tried.
+    if !report.is_shadow {
+        row("judges records", &report.live.as_ref().map_or_else(|| "no revision".to_owned(), revision));
+    }
     let is_same =
         |found: &&RevisionSince| report.live.as_ref().is_none_or(|live| live.revision != found.revision);
     if let Some(found) = report.found.as_ref().filter(is_same) {
@@ -145,16 +147,16 @@ pub(super) fn history(pipeline: &str, name: &str, events: &[ModuleEvent]) -> Str
          <th>why</th></tr></thead>\n<tbody>\n",
     );
     for event in events {
-        let short = |digits: &Option<String>| {
-            digits.as_deref().map(|digits| escape(digits.get(..12).unwrap_or(digits))).unwrap_or_default()
+        let code = |digits: &String| {
+            let short = escape(digits.get(..12).unwrap_or(digits));
+            format!("<code title=\"{}\">{short}</code>", escape(digits))
         };
-        let mut of = format!(
-            "<code title=\"{}\">{}</code>",
-            escape(event.revision.as_deref().unwrap_or_default()),
-            short(&event.revision)
-        );
-        if event.instead_of.is_some() {
-            let _ = write!(of, " in place of <code>{}</code>", short(&event.instead_of));
+        // Nothing at all where there is nothing to say: an empty cell is left out on a narrow page.
+        let mut of = event.revision.as_ref().map(code).unwrap_or_default();
+        if let Some(instead_of) = &event.instead_of {
+            // A new rule has nothing before it.
+            let of_what = if event.revision.is_none() { "no rule" } else { "" };
+            let _ = write!(of, "{of_what} in place of {}", code(instead_of));
         }
         let _ = writeln!(
             html,
