@@ -66,3 +66,15 @@ fn an_alert_on_a_counter_that_begins_with_its_first_event_sees_that_event() {
     }
     assert!(looked_at > 0, "there is no such alert any more: remove this test");
 }
+
+#[test]
+fn whoever_is_woken_by_an_alert_finds_what_to_do() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect("text");
+    let (alerts, page) = (read("config/prometheus/alerts.yml"), read("docs/ADMIN.md"));
+    let named: Vec<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(named.len() > 5, "{named:?}");
+    for alert in named {
+        assert!(page.contains(&format!("`{alert}`")), "docs/ADMIN.md does not say what to do about {alert}");
+    }
+}

@@ -125,12 +125,16 @@ fn figures(report: &ShadowReport) -> String {
         (report.other_rows, "with other rows"),
         (report.faults, "that the shadow failed on"),
     ];
-    let mut text = format!("{} of {} records the same", report.same, report.records);
+    let mut text = match report.records {
+        0 => "no records yet".to_owned(),
+        records => format!("{} of {records} records the same", report.same),
+    };
     for (count, what) in differences.iter().filter(|(count, _)| *count > 0) {
         let _ = write!(text, ", <strong>{count} {what}</strong>");
     }
     if report.skipped > 0 {
-        let _ = write!(text, "; {} more were not shown to it", report.skipped);
+        let more = if report.records > 0 { " more" } else { "" };
+        let _ = write!(text, "; {}{more} were not shown to it", report.skipped);
     }
     text
 }
@@ -203,4 +207,32 @@ fn heading(what: &str, pipeline: &str, name: &str) -> String {
         escape(name),
         escape(pipeline),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_a_shadow_say_only_what_there_is_to_say() {
+        let mut report = ShadowReport {
+            live: "0123456789ab".into(),
+            shadow: "ba9876543210".into(),
+            records: 0,
+            same: 0,
+            newly_rejected: 0,
+            newly_accepted: 0,
+            other_code: 0,
+            other_rows: 0,
+            faults: 0,
+            skipped: 0,
+            samples: Vec::new(),
+        };
+        assert_eq!(figures(&report), "no records yet");
+        report.skipped = 7;
+        assert_eq!(figures(&report), "no records yet; 7 were not shown to it");
+        (report.records, report.same, report.faults) = (20, 18, 2);
+        let expected = "18 of 20 records the same, <strong>2 that the shadow failed on</strong>; 7 more were not shown to it";
+        assert_eq!(figures(&report), expected);
+    }
 }
