@@ -39,10 +39,12 @@ USER 10001:10001
 WORKDIR /var/lib/sluice
 # Inside a container, loopback is of no use to anybody.
 ENV SLUICE__ADMIN__LISTEN=0.0.0.0:9464
+# Of every command, so that `docker-compose exec sluice sluice module status` finds it, too.
+ENV SLUICE_CONFIG=/etc/sluice/sluice.yaml
 EXPOSE 9464
 STOPSIGNAL SIGTERM
 # Alive, not ready: a Sluice that waits for ClickHouse is well, and restarting it would not help.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s CMD ["bash", "-c", \
     "exec 3<>/dev/tcp/127.0.0.1/${SLUICE__ADMIN__LISTEN##*:} && printf 'GET /live HTTP/1.0\\r\\n\\r\\n' >&3 && read -r status <&3 && [[ $status == *' 200 '* ]]"]
 ENTRYPOINT ["sluice"]
-CMD ["run", "--config", "/etc/sluice/sluice.yaml"]
+CMD ["run"]

@@ -84,7 +84,7 @@ fn shadow() -> ModuleReport {
     ModuleReport {
         is_shadow: true,
         state: ModuleState::Shadow,
-        live: revision("aaaaaaaaaaaa"),
+        live: None,
         found: revision("aaaaaaaaaaaa"),
         cases: None,
         problem: None,
@@ -337,7 +337,16 @@ async fn a_history_is_read_by_programs_and_people() {
                 by: "eve@desk".into(),
                 reason: "rejects <all>".into(),
             };
-            answer.send(Ok(vec![event; limit.min(2)])).expect("somebody waits");
+            // A new rule that was rolled back: nothing was before it.
+            let to_no_rule = ModuleEvent { revision: None, by: "the breaker".into(), ..event.clone() };
+            let removed = ModuleEvent {
+                event: "removed".into(),
+                instead_of: None,
+                reason: String::new(),
+                ..to_no_rule.clone()
+            };
+            let events = [event, to_no_rule, removed].into_iter().take(limit).collect();
+            answer.send(Ok(events)).expect("somebody waits");
         }
     });
     let (status, _, body) = server.get("/modules/purchase-rules/history?limit=1").await;
@@ -345,7 +354,10 @@ async fn a_history_is_read_by_programs_and_people() {
     insta::assert_snapshot!(body);
     let (status, _, body) = server.ask("GET", "/modules/purchase-rules/history", "text/html").await;
     assert_eq!(status, 200);
-    assert!(body.contains("abababababab") && body.contains("in place of <code>cdcdcdcdcdcd"), "{body}");
+    let instead_of = format!("in place of <code title=\"{}\">cdcdcdcdcdcd</code>", "cd".repeat(32));
+    assert!(body.contains(&format!(">abababababab</code> {instead_of}")), "{body}");
+    assert!(body.contains(&format!("<td data-label=\"revision\">no rule {instead_of}</td>")), "{body}");
+    assert!(body.contains("<td data-label=\"revision\"></td>"), "{body}");
     assert!(body.contains("rejects &lt;all&gt;") && body.contains("eve@desk"), "{body}");
 }
 

@@ -250,6 +250,9 @@ fn commands_show_and_order_the_same() {
         "{out}"
     );
     assert_eq!(ask(&["status"]).0, Some(0));
+    assert_eq!(ask(&["status", "purchase-rules", "--expect", &one]).0, Some(0));
+    let (code, out, _) = ask(&["status", "purchase-rules", "--expect", &zero]);
+    assert!(code == Some(1) && out.contains(&format!("{zero} does not judge records")), "{out}");
     let (code, _, said) = ask(&["status", "purchase-rule"]);
     assert!(code == Some(1) && said.contains("there is purchase-rows, purchase-rules"), "{said}");
 

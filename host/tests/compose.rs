@@ -47,3 +47,20 @@ fn every_key_of_the_configuration_is_a_variable_of_the_compose_file() {
         .collect();
     assert!(missing.is_empty(), "docker-compose.yml (and .env.example) lack {missing:?}");
 }
+
+/// What is run by `exec` gets the environment of the image, and not the arguments of its command.
+#[test]
+fn commands_in_the_container_find_the_configuration_that_it_runs_with() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect("text");
+    let (image, compose) = (read("Dockerfile"), read("docker-compose.yml"));
+    let file = image.lines().find_map(|line| line.strip_prefix("ENV SLUICE_CONFIG="));
+    let (folder, name) = file.and_then(|file| file.rsplit_once('/')).expect("the image names a file");
+    assert!(root.join("config").join(name).is_file(), "{name} is shipped");
+    assert!(
+        image.contains(&format!("COPY --from=builder /result/etc {folder}\n")),
+        "{folder} is in the image"
+    );
+    assert!(compose.contains(&format!("- ./config:{folder}:ro")), "{folder} can be replaced");
+    assert!(!image.contains("--config"), "one place says which file it is");
+}

@@ -242,6 +242,15 @@ fn diff_says_where_two_modules_differ() {
     let (code, text) = desk.run(&["diff", "a.wasm", "b.wasm", "--input", "input.jsonl"]);
     assert_eq!(code, 1, "{text}");
     insta::assert_snapshot!("diff", stable(&text));
+    let (code, text) = desk.run(&["diff", "a.wasm", "b.wasm", "--input", "input.jsonl", "--name", "a"]);
+    assert_eq!(code, 0, "the same bytes with the same settings are the same: {text}");
+    assert!(!text.contains("settings"), "{text}");
+    let (code, text) = desk.run(&["diff", "a.wasm", "b.wasm"]);
+    assert_eq!(code, 2);
+    assert!(text.contains("<--input <INPUT>|--topic>"), "both ways are named: {text}");
+    let (code, text) = desk.run(&["inspect", "b.wasm", "--name", "a"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("module    a,") && text.contains(r#"settings  {"reject":"x"}"#), "{text}");
     desk.write("same.jsonl", "z1\nz2\n");
     assert_eq!(desk.run(&["diff", "a.wasm", "b.wasm", "--input", "same.jsonl"]).0, 0);
     let (code, text) = desk.run(&["diff", "a.wasm", "purchase-rows.wasm", "--input", "same.jsonl"]);
@@ -305,4 +314,12 @@ fn diff_compares_a_revision_of_the_archive_on_the_newest_records_of_the_topic() 
     let (code, text) = desk.run(&["diff", "0123456789", "choosy.wasm", "--topic"]);
     assert_eq!(code, 2);
     assert!(text.contains("no revision of module choosy begins with 0123456789"), "{text}");
+    // A file that is called otherwise, as one that was just built.
+    desk.write("new/choosy-2.wasm", choosy_validator());
+    let (code, text) = desk.run(&["diff", &digits, "new/choosy-2.wasm", "--topic"]);
+    assert!(code == 2 && text.contains("--name says which module it is of"), "{text}");
+    let arguments = ["diff", &digits, "new/choosy-2.wasm", "--topic", "--last", "36", "--name", "choosy"];
+    let (code, text) = desk.run(&arguments);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains(r#"  b  choosy: {"reject":"y"}"#) && !text.contains("--name"), "{text}");
 }

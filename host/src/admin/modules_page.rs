@@ -76,8 +76,10 @@ fn module(html: &mut String, report: &ModuleReport, shadow: Option<&ShadowReport
         let gate = problem.gate.map(|gate| format!(" <span class=\"quiet\">({})</span>", gate.as_str()));
         row("why", &format!("{}{}", escape(&problem.reason), gate.unwrap_or_default()));
     }
-    let live = report.live.as_ref().map_or_else(|| "no revision".to_owned(), revision);
-    row(if report.is_shadow { "tried" } else { "judges records" }, &live);
+    // A shadow judges nothing: what its file holds is what is tried.
+    if !report.is_shadow {
+        row("judges records", &report.live.as_ref().map_or_else(|| "no revision".to_owned(), revision));
+    }
     let is_same =
         |found: &&RevisionSince| report.live.as_ref().is_none_or(|live| live.revision != found.revision);
     if let Some(found) = report.found.as_ref().filter(is_same) {
@@ -123,12 +125,16 @@ fn figures(report: &ShadowReport) -> String {
         (report.other_rows, "with other rows"),
         (report.faults, "that the shadow failed on"),
     ];
-    let mut text = format!("{} of {} records the same", report.same, report.records);
+    let mut text = match report.records {
+        0 => "no records yet".to_owned(),
+        records => format!("{} of {records} records the same", report.same),
+    };
     for (count, what) in differences.iter().filter(|(count, _)| *count > 0) {
         let _ = write!(text, ", <strong>{count} {what}</strong>");
     }
     if report.skipped > 0 {
-        let _ = write!(text, "; {} more were not shown to it", report.skipped);
+        let more = if report.records > 0 { " more" } else { "" };
+        let _ = write!(text, "; {}{more} were not shown to it", report.skipped);
     }
     text
 }
@@ -145,16 +151,16 @@ pub(super) fn history(pipeline: &str, name: &str, events: &[ModuleEvent]) -> Str
          <th>why</th></tr></thead>\n<tbody>\n",
     );
     for event in events {
-        let short = |digits: &Option<String>| {
-            digits.as_deref().map(|digits| escape(digits.get(..12).unwrap_or(digits))).unwrap_or_default()
+        let code = |digits: &String| {
+            let short = escape(digits.get(..12).unwrap_or(digits));
+            format!("<code title=\"{}\">{short}</code>", escape(digits))
         };
-        let mut of = format!(
-            "<code title=\"{}\">{}</code>",
-            escape(event.revision.as_deref().unwrap_or_default()),
-            short(&event.revision)
-        );
-        if event.instead_of.is_some() {
-            let _ = write!(of, " in place of <code>{}</code>", short(&event.instead_of));
+        // Nothing at all where there is nothing to say: an empty cell is left out on a narrow page.
+        let mut of = event.revision.as_ref().map(code).unwrap_or_default();
+        if let Some(instead_of) = &event.instead_of {
+            // A new rule has nothing before it.
+            let of_what = if event.revision.is_none() { "no rule" } else { "" };
+            let _ = write!(of, "{of_what} in place of {}", code(instead_of));
         }
         let _ = writeln!(
             html,
@@ -201,4 +207,32 @@ fn heading(what: &str, pipeline: &str, name: &str) -> String {
         escape(name),
         escape(pipeline),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_a_shadow_say_only_what_there_is_to_say() {
+        let mut report = ShadowReport {
+            live: "0123456789ab".into(),
+            shadow: "ba9876543210".into(),
+            records: 0,
+            same: 0,
+            newly_rejected: 0,
+            newly_accepted: 0,
+            other_code: 0,
+            other_rows: 0,
+            faults: 0,
+            skipped: 0,
+            samples: Vec::new(),
+        };
+        assert_eq!(figures(&report), "no records yet");
+        report.skipped = 7;
+        assert_eq!(figures(&report), "no records yet; 7 were not shown to it");
+        (report.records, report.same, report.faults) = (20, 18, 2);
+        let expected = "18 of 20 records the same, <strong>2 that the shadow failed on</strong>; 7 more were not shown to it";
+        assert_eq!(figures(&report), expected);
+    }
 }

@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(pipelines) if pipelines.iter().all(AuditedPipeline::is_clean) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(FOUND),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", super::told(&error));
             ExitCode::from(FAILED)
         }
     }

@@ -5,6 +5,7 @@
 //! table and the topics; only `filtered`, which leaves no trace outside, is the pipeline's own count.
 
 mod change;
+mod suggestions;
 mod summary;
 
 use std::io::IsTerminal;
@@ -26,10 +27,13 @@ use crate::shutdown::Shutdown;
 use crate::telemetry;
 
 use change::Rules;
+use suggestions::Places;
 use summary::Counts;
 
 const PARTITIONS: i32 = 6;
 const DEAD_LETTER_PARTITIONS: i32 = 3;
+/// For orders to the demo's modules: known to everybody, as is the demo, which ends with its process.
+const TOKEN: &str = "only-for-this-demo";
 /// How often the progress is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Longest time without any progress before the demo gives up.
@@ -93,6 +97,7 @@ async fn demo(arguments: &Arguments) -> Result<()> {
         ("SLUICE__KAFKA__BROKERS", broker.bootstrap()),
         ("SLUICE__CLICKHOUSE__URL", clickhouse.url()),
         ("SLUICE__ADMIN__LISTEN", "127.0.0.1:0".into()),
+        ("SLUICE__ADMIN__TOKEN", TOKEN.into()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec();
@@ -132,7 +137,14 @@ async fn demo(arguments: &Arguments) -> Result<()> {
     let counts = count(&config, filtered).await?;
     summary::print(&config, &counts, &change, elapsed).await?;
     if arguments.stay {
-        stay(&app, &config, &clickhouse.url(), &broker.bootstrap());
+        let (clickhouse, broker) = (clickhouse.url(), broker.bootstrap());
+        let places = Places {
+            admin: app.admin_address(),
+            broker: &broker,
+            clickhouse: &clickhouse,
+            rule: &rules.path(),
+        };
+        println!("\n{}", places.suggestions(&config));
         shutdown.token().cancelled().await;
     }
     shutdown.begin();
@@ -280,21 +292,4 @@ async fn count(config: &Config, filtered: u64) -> Result<Counts> {
         inserted += clickhouse.query(&query).fetch_one::<u64>().await?;
     }
     Ok(Counts { produced, inserted, filtered, dead_letters })
-}
-
-fn stay(app: &App, config: &Config, clickhouse: &str, broker: &str) {
-    let admin = app.admin_address();
-    let pipeline = &config.pipelines[0];
-    let topic = &pipeline.topics[0];
-    println!(
-        "\nEverything goes on until Ctrl-C. Try, in another terminal:\n\
-         \x20 curl http://{admin}/status                      what the pipeline is doing\n\
-         \x20 curl http://{admin}/metrics                     the same for Prometheus\n\
-         \x20 curl '{clickhouse}/?query=SELECT+count()+FROM+{}'\n\
-         \x20 target/release/sluice produce --brokers {broker} --topic {topic} \\\n\
-         \x20     --generate testdata/purchases.generator.yaml --count 1000 --fault-share 0.1 --seed 7\n\
-         \x20 kcat -b {broker} -t {} -C -e -f '%h\\n%s\\n'    the dead letters (Debian's kcat)\n",
-        summary::tables(config)[0],
-        pipeline.dead_letter_topic,
-    );
 }

@@ -53,8 +53,41 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error and its causes, each once: many errors say their cause themselves, where it reads better.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_error_says_of_its_cause_is_not_said_again() {
+        let refused = || std::io::Error::other("address in use");
+        let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 9464));
+        let error = crate::admin::AdminError::Bind { listen, source: refused() };
+        let text = told(&anyhow::Error::new(error).context("cannot start"));
+        assert!(text.starts_with("cannot start: cannot listen at 127.0.0.1:9464"), "{text}");
+        assert_eq!(text.matches("address in use").count(), 1, "{text}");
+        // What only the cause knows stays.
+        assert_eq!(
+            told(&anyhow::Error::new(refused()).context("cannot start")),
+            "cannot start: address in use"
+        );
     }
 }

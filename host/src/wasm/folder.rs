@@ -90,7 +90,14 @@ impl ChainSettings {
     /// # Errors
     /// When it cannot be read, is too large or is still being written, or its name or settings cannot be.
     pub fn read(&self, path: &Path, stage: Stage) -> Result<ArchivedModule, ModuleFault> {
-        let name = module_name(path)?;
+        self.read_as(module_name(path)?, path, stage)
+    }
+
+    /// Reads a file as that of module `name`, whatever the file is called. Blocking.
+    ///
+    /// # Errors
+    /// As those of [`Self::read`].
+    pub fn read_as(&self, name: String, path: &Path, stage: Stage) -> Result<ArchivedModule, ModuleFault> {
         let bytes = read_whole(path, self.limits.of(&name).file_bytes)?;
         let settings = canonical_settings(self.settings.get(&name).unwrap_or(&Value::Null))?;
         Ok(ArchivedModule { revision: module_revision(&bytes, &settings), stage, name, bytes, settings })

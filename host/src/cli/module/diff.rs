@@ -13,7 +13,7 @@ use crate::domain::verdict::{Revision, Stage};
 use crate::kafka::inspection::{Inspector, PartitionPosition};
 use crate::kafka::reader::OwnedRecord;
 use crate::pipeline::modules::ShadowReport;
-use crate::wasm::{Comparison, SingleModule, module_name};
+use crate::wasm::{Comparison, SingleModule};
 
 use super::Ending;
 use super::lines::{Lines, TOPIC};
@@ -28,13 +28,14 @@ const FEWEST_DIGITS: usize = 4;
 /// every record on its own, also those that another module of the pipeline would have rejected before.
 /// Exits with 0 when they say the same and with 1 when they differ.
 #[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("records").required(true).args(["input", "topic"])))]
 pub(super) struct DiffArguments {
     /// What runs now: a .wasm file, or digits of a revision.
     a: String,
     /// What might run: a .wasm file, or digits of a revision.
     b: String,
     /// Payloads, one a line.
-    #[arg(long, conflicts_with = "topic", required_unless_present = "topic")]
+    #[arg(long)]
     input: Option<PathBuf>,
     /// The newest records of the pipeline's topics, read outside its consumer group.
     #[arg(long)]
@@ -42,9 +43,6 @@ pub(super) struct DiffArguments {
     /// How many records of the topics, shared evenly by their partitions.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     last: u64,
-    /// Name of the module in the archive; that of the file, where one of the two is a file.
-    #[arg(long)]
-    name: Option<String>,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -82,6 +80,10 @@ pub(super) fn run(arguments: &DiffArguments) -> Result<Ending> {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
     } else {
         print(&report, arguments, &mut out)?;
+        if a.module.settings() != b.module.settings() {
+            print_settings([&a, &b], &mut out)?;
+        }
+        print_samples(&report, &mut out)?;
     }
     Ok(if report.same == report.records { Ending::Well } else { Ending::Found })
 }
@@ -112,9 +114,9 @@ fn load(workshop: &Workshop, arguments: &DiffArguments, text: &str) -> Result<Lo
             .with_context(|| format!("module {text}"));
     }
     let beside = [&arguments.a, &arguments.b].into_iter().map(Path::new).find(|path| path.exists());
-    let name = match (&arguments.name, beside) {
-        (Some(name), _) => name.clone(),
-        (None, Some(path)) => module_name(path).with_context(|| format!("module {}", path.display()))?,
+    let name = match (workshop.given_name(), beside) {
+        (Some(name), _) => name.to_owned(),
+        (None, Some(path)) => workshop.name(path).with_context(|| format!("module {}", path.display()))?,
         (None, None) => bail!("name the module with --name: revisions are kept by the name of their module"),
     };
     let archive = RevisionArchive::new(&app::clickhouse_settings(workshop.config()?));
@@ -128,7 +130,8 @@ fn load(workshop: &Workshop, arguments: &DiffArguments, text: &str) -> Result<Lo
         match found.as_slice() {
             [(revision, stage)] => Ok(archive.fetch_one(*revision, *stage).await?),
             [] => bail!(
-                "no revision of module {name} begins with {text}; sluice module history {name} lists them"
+                "no revision of module {name} begins with {text}; sluice module history {name} lists them, and \
+                 --name says which module it is of, where the file is called otherwise"
             ),
             several => {
                 bail!("{} revisions of module {name} begin with {text}; write more digits", several.len())
@@ -218,6 +221,22 @@ fn print(report: &ShadowReport, arguments: &DiffArguments, out: &mut impl Write)
             writeln!(out, "{count:>8}  {text}")?;
         }
     }
+    Ok(())
+}
+
+/// What differs may be the settings' doing alone.
+fn print_settings(both: [&Loaded; 2], out: &mut impl Write) -> Result<()> {
+    writeln!(out, "\nTheir settings differ, and each revision is with its own:")?;
+    for (side, loaded) in ["a", "b"].into_iter().zip(both) {
+        writeln!(out, "  {side}  {}: {}", loaded.file.name, loaded.module.settings())?;
+    }
+    if both[0].file.name != both[1].file.name {
+        writeln!(out, "Settings go by the name of a file; --name NAME takes both files for module NAME.")?;
+    }
+    Ok(())
+}
+
+fn print_samples(report: &ShadowReport, out: &mut impl Write) -> Result<()> {
     for sample in &report.samples {
         let place = match sample.topic.as_str() {
             TOPIC => format!("line {}", sample.offset + 1),

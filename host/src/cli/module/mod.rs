@@ -73,7 +73,7 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         Ok(Ending::Well) => ExitCode::SUCCESS,
         Ok(Ending::Found) => ExitCode::from(FOUND),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", crate::cli::told(&error));
             ExitCode::from(FAILED)
         }
     }

@@ -28,6 +28,10 @@ pub(super) struct ListArguments {
 pub(super) struct StatusArguments {
     /// Module, as its file is named without .wasm; all of them without it.
     name: Option<String>,
+    /// Exit with 1 unless the revision with these first digits judges records (`sluice module inspect FILE` says
+    /// which a file is): right after a copy, Sluice may not have seen it yet.
+    #[arg(long, value_name = "REVISION", requires = "name", value_parser = digits)]
+    expect: Option<String>,
     #[command(flatten)]
     remote: RemoteArguments,
 }
@@ -76,6 +80,13 @@ struct Module {
     found: Option<Since>,
     cases: Option<Cases>,
     problem: Option<Problem>,
+}
+
+impl Module {
+    fn title(&self) -> String {
+        let shadow = if self.is_shadow { " (shadow)" } else { "" };
+        format!("{}{shadow}", self.name)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,7 +167,12 @@ pub(super) fn status(arguments: &StatusArguments) -> Result<Ending> {
         for module in &modules {
             write_module(module, out)?;
         }
-        let is_well = modules.iter().all(|module| module.problem.is_none());
+        let expected = arguments.expect.as_deref();
+        let is_expected = modules.iter().all(|module| is_expected(module, expected));
+        if !is_expected {
+            writeln!(out, "revision {} does not judge records", expected.unwrap_or_default())?;
+        }
+        let is_well = is_expected && modules.iter().all(|module| module.problem.is_none());
         Ok(if is_well { Ending::Well } else { Ending::Found })
     })
 }
@@ -210,6 +226,22 @@ pub(super) fn print(value: &Value) -> Result<()> {
     Ok(())
 }
 
+/// First digits of a revision.
+fn digits(text: &str) -> Result<String, String> {
+    if (4..=64).contains(&text.len()) && text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("write the first 4 to 64 hex digits of a revision".to_owned())
+}
+
+/// Whether what judges records is what somebody expects there. A shadow judges none.
+fn is_expected(module: &Module, digits: Option<&str>) -> bool {
+    let Some(digits) = digits.filter(|_| !module.is_shadow) else { return true };
+    // The server tells fewer digits than there are.
+    let is_live = |live: &Since| live.revision.starts_with(digits) || digits.starts_with(&live.revision);
+    module.live.as_ref().is_some_and(is_live)
+}
+
 fn revision(since: Option<&Since>) -> &str {
     since.map_or("-", |since| since.revision.as_str())
 }
@@ -234,17 +266,23 @@ fn table(modules: &[Module], out: &mut dyn Write) -> io::Result<()> {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
+    let troubled: Vec<String> =
+        modules.iter().filter(|module| module.problem.is_some()).map(Module::title).collect();
+    if !troubled.is_empty() {
+        writeln!(out, "\nsluice module status says what is wrong with {}", troubled.join(", "))?;
+    }
     Ok(())
 }
 
 fn write_module(module: &Module, out: &mut dyn Write) -> io::Result<()> {
-    let Module { pipeline, name, stage, state, file, .. } = module;
-    let shadow = if module.is_shadow { " (shadow)" } else { "" };
-    writeln!(out, "{pipeline}/{name}{shadow}  {stage}  {state}")?;
+    let Module { pipeline, stage, state, file, .. } = module;
+    writeln!(out, "{pipeline}/{}  {stage}  {state}", module.title())?;
     let mut row = |term: &str, text: &str| writeln!(out, "  {term:<14} {text}");
     let since = |since: &Since| format!("{} since {}", since.revision, since.since);
-    let term = if module.is_shadow { "tried" } else { "judges records" };
-    row(term, &module.live.as_ref().map_or_else(|| "no revision".to_owned(), since))?;
+    // A shadow judges nothing: what its file holds is what is tried.
+    if !module.is_shadow {
+        row("judges records", &module.live.as_ref().map_or_else(|| "no revision".to_owned(), since))?;
+    }
     if let Some(found) = &module.found
         && module.live.as_ref().is_none_or(|live| live.revision != found.revision)
     {
@@ -269,7 +307,11 @@ fn write_events(events: &[Event], out: &mut dyn Write) -> io::Result<()> {
         digits.as_deref().map_or("-", |digits| digits.get(..12).unwrap_or(digits)).to_owned()
     };
     for event in events {
-        let of = short(&event.revision);
+        let of = match (&event.revision, &event.instead_of) {
+            // A new rule has nothing before it.
+            (None, Some(_)) => "no rule".to_owned(),
+            (revision, _) => short(revision),
+        };
         let instead = event.instead_of.as_ref().map(|_| format!(" in place of {}", short(&event.instead_of)));
         let why = if event.reason.is_empty() { String::new() } else { format!(": {}", event.reason) };
         let instead = instead.unwrap_or_default();
@@ -294,7 +336,8 @@ fn write_shadow(shadow: &Shadow, out: &mut dyn Write) -> io::Result<()> {
     }
     for sample in &shadow.samples {
         let Sample { topic, partition, offset, difference, live, shadow } = sample;
-        writeln!(out, "{topic}[{partition}] {offset} {difference}\n  live    {live}\n  shadow  {shadow}")?;
+        let difference = difference.replace('_', " ");
+        writeln!(out, "\n{topic}[{partition}]@{offset}: {difference}\n  live    {live}\n  shadow  {shadow}")?;
     }
     if let Some(why) = &shadow.samples_hidden {
         writeln!(out, "{why} (SLUICE_ADMIN_TOKEN)")?;
@@ -323,6 +366,10 @@ mod tests {
              "found": {"revision": "0123456789ab", "since": "2026-11-29T19:52:39.123Z"},
              "cases": {"passed": 11, "failures": 1, "failed": ["line 3: expected EUR"]},
              "problem": {"gate": "cases", "reason": "fails 1 of its 12 golden cases"}, "newer": true},
+            {"pipeline": "purchases", "name": "purchase-rules", "stage": "validate", "file": "rules/a.shadow.wasm",
+             "is_shadow": true, "state": "shadow", "live": null,
+             "found": {"revision": "0123456789ab", "since": "2026-11-29T19:52:39.123Z"},
+             "cases": null, "problem": {"gate": null, "reason": "has no live module of its name beside it"}},
             {"pipeline": "purchases", "name": "rows", "stage": "map", "file": "rows.wasm", "is_shadow": false,
              "state": "live", "live": null, "found": null, "cases": null, "problem": null},
         ]})
@@ -337,10 +384,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_expected_is_what_judges_records() {
+        let Modules { modules } = serde_json::from_value(modules()).expect("an answer");
+        let [refused, shadow, without_revision] = modules.as_slice() else { panic!("three") };
+        let whole = digits(&format!("BA9876543210{}", "0".repeat(52))).expect("digits");
+        for (module, expected, is_so) in [
+            (refused, None, true),
+            (refused, Some("ba98"), true),
+            (refused, Some(whole.as_str()), true),
+            // What the file holds is not what runs.
+            (refused, Some("0123456789ab"), false),
+            (shadow, Some("ba98"), true),
+            (without_revision, Some("ba98"), false),
+        ] {
+            assert_eq!(is_expected(module, expected), is_so, "{} {expected:?}", module.title());
+        }
+        for text in ["", "abc", "wxyz", &"0".repeat(65)] {
+            assert!(digits(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_history_has_a_line_an_event() {
         let events = serde_json::json!({"pipeline": "p", "name": "n", "events": [
             {"at": "2026-11-29T19:52:39.123Z", "event": "rolled-back", "revision": "ab".repeat(32),
              "instead_of": "cd".repeat(32), "by": "eve@desk", "reason": "rejects all"},
+            {"at": "2026-11-29T19:51:39.123Z", "event": "rolled-back", "revision": null,
+             "instead_of": "cd".repeat(32), "by": "host-1", "reason": "the breaker saw it"},
             {"at": "2026-11-29T19:50:39.123Z", "event": "removed", "revision": null, "instead_of": null,
              "by": "host-1", "reason": ""},
         ]});

@@ -31,6 +31,10 @@ pub(super) struct SourceArguments {
     /// Environment variables SLUICE__SECTION__KEY override it.
     #[arg(long, short, env = "SLUICE_CONFIG")]
     config: Option<PathBuf>,
+    /// Name of the module, where a file is called otherwise: settings and limits go by it, and so does the
+    /// archive of revisions.
+    #[arg(long)]
+    name: Option<String>,
     /// Pipeline of the module, where several give it settings.
     #[arg(long, short)]
     pipeline: Option<String>,
@@ -43,6 +47,7 @@ pub(super) struct SourceArguments {
 pub(super) struct Workshop {
     registry: ModuleRegistry,
     config: Option<Config>,
+    name: Option<String>,
     pipeline: Option<String>,
     settings: Option<Value>,
 }
@@ -73,7 +78,18 @@ impl Workshop {
         let settings = arguments.settings.as_deref().map(settings).transpose()?;
         let registry =
             ModuleRegistry::new(app::wasm_engine(1)?, WasmMetrics::register(&telemetry::registry())?);
-        Ok(Self { registry, config, pipeline: arguments.pipeline.clone(), settings })
+        let SourceArguments { name, pipeline, .. } = arguments;
+        Ok(Self { registry, config, name: name.clone(), pipeline: pipeline.clone(), settings })
+    }
+
+    /// The name that was given, or that of the file.
+    pub(super) fn name(&self, path: &Path) -> Result<String, ModuleFault> {
+        self.name.clone().map_or_else(|| module_name(path), Ok)
+    }
+
+    /// The name that was given.
+    pub(super) fn given_name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// The configuration, where a command cannot do without.
@@ -104,12 +120,12 @@ impl Workshop {
     /// Reads, compiles and tries a file, as what it is: a validator or a mapper. The outer error is of this
     /// command, the inner one is why the module would be refused.
     pub(super) fn load_file(&self, path: &Path) -> Result<Result<Loaded, ModuleFault>> {
-        let name = match module_name(path) {
+        let name = match self.name(path) {
             Ok(name) => name,
             Err(fault) => return Ok(Err(fault)),
         };
         let settings = self.chain_settings(&name, path)?;
-        let file = match settings.read(path, Stage::Validate) {
+        let file = match settings.read_as(name, path, Stage::Validate) {
             Ok(file) => file,
             Err(ModuleFault::Read(error)) => {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
