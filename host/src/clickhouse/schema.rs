@@ -100,6 +100,9 @@ pub struct BoundTable {
     pub columns: Arc<[ColumnDefinition]>,
     /// Provenance columns that the table has.
     pub provenance: Provenance,
+    /// Whether rows can be seen as soon as they are inserted, and are not merged away: replicas lag, and other
+    /// engines than a plain `MergeTree` make one row of several.
+    pub shows_every_row: bool,
     /// Columns that nobody fills and that have no DEFAULT: every row has 0, '' or NULL in them.
     pub unfilled: Vec<String>,
 }
@@ -111,6 +114,7 @@ impl BoundTable {
             table: self.table.clone(),
             columns: self.columns.clone(),
             provenance: self.provenance.clone(),
+            shows_every_row: self.shows_every_row,
         }
     }
 }
@@ -237,6 +241,7 @@ impl TableSchema {
         });
         Ok(BoundTable {
             table: self.table.clone(),
+            shows_every_row: self.engine == "MergeTree",
             unfilled: unfilled.map(|column| column.name.clone()).collect(),
             columns,
             provenance,

@@ -5,7 +5,7 @@
 //! bytes. Slices and parts are by partition and offset, so that a batch formed again has its rows in
 //! the same order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -248,6 +248,32 @@ impl Batch {
             (IntentSlice { partition, start: offsets.start, end: offsets.end }, mapped.collect())
         };
         selection.0.iter().map(of_range).collect()
+    }
+
+    /// The selected records that have rows in this output and are not at the offsets that are `held` of each
+    /// partition, as dead letters.
+    pub fn lacking(
+        &self,
+        selection: &Selection,
+        output: usize,
+        held: &[(PartitionId, BTreeSet<i64>)],
+        rejection: &Rejection,
+    ) -> Vec<DeadLetter> {
+        let is_held = |partition: &PartitionId, offset: i64| {
+            held.iter().any(|(other, offsets)| other == partition && offsets.contains(&offset))
+        };
+        let lacking = self.records(selection).flat_map(|(part, range)| {
+            let Part { chunk, verdicts, .. } = &self.parts[part];
+            let (rows, partition) = (&verdicts.outputs[output].rows_per_record, chunk.partition_id());
+            range.filter(move |record| rows[*record] > 0 && !is_held(&partition, chunk.offset(*record))).map(
+                |record| DeadLetter {
+                    chunk: chunk.clone(),
+                    index: record as u32,
+                    rejection: rejection.clone(),
+                },
+            )
+        });
+        lacking.collect()
     }
 
     /// Records that the chain rejected, as dead letters.

@@ -18,12 +18,19 @@ pub struct TableBinding {
     pub columns: Arc<[ColumnDefinition]>,
     /// Provenance columns that the table has.
     pub provenance: Provenance,
+    /// Whether rows can be seen as soon as they are inserted, and are not merged away: a plain `MergeTree`.
+    pub shows_every_row: bool,
 }
 
 impl TableBinding {
     /// Whether the table can tell which records it holds.
     pub fn can_be_asked(&self) -> bool {
         self.provenance.identifies_records()
+    }
+
+    /// Whether the table can tell which records it lacks.
+    pub fn can_be_doubted(&self) -> bool {
+        self.shows_every_row && self.can_be_asked()
     }
 
     /// Appends the provenance columns of one row.

@@ -7,6 +7,10 @@
 //!   transaction that settles the batch.
 //! - Every attempt to insert the same rows has the same token, also in another process that recovers the
 //!   batch: pieces of a batch that ClickHouse refuses are cut, and named, by its slices alone.
+//! - A token that may be used up by an earlier attempt is not believed where the table can be asked: ClickHouse
+//!   notes a token before it has the rows, and a server that is killed between has the one without the others.
+//!   The next token, which is the same for everybody, takes its place while the table has no row at all of
+//!   these slices; so whoever sends another token knows that all before it came to nothing.
 //! - An outage is waited out; only a record that ClickHouse refuses by itself becomes a dead letter
 //!   (`kind=insert`).
 
@@ -98,6 +102,23 @@ impl std::fmt::Debug for EntropySource {
     }
 }
 
+/// How often rows are sent under another token, since the table has none of them though it took the last.
+const OTHER_TOKENS: usize = 2;
+
+/// What is marked by it is the token after the one without it.
+const NEXT_TOKEN: char = '~';
+
+/// How rows went in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// There are none.
+    Nothing,
+    /// By the first attempt.
+    AtOnce,
+    /// By a later one: an earlier one may have brought them there, or only their token.
+    Later,
+}
+
 /// Why rows did not go in.
 struct RefusedRows {
     reason: String,
@@ -154,7 +175,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         Ok(Delivered { sealed, origin, outcomes, letters: of_partition })
     }
 
-    /// Inserts the rows of one output; returns the records that ClickHouse refused one by one.
+    /// Inserts the rows of one output; returns the records that ClickHouse refused one by one, or lost.
     async fn insert(
         &self,
         sealed: &SealedBatch,
@@ -184,22 +205,36 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
                 }
             }
             let answer = self.send(batch, &selection, output, table, &revision, &token).await;
-            let Err(RefusedRows { reason, unsure }) = answer else { continue };
+            let RefusedRows { reason, unsure } = match answer {
+                Ok(taken) => {
+                    let is_repeated =
+                        taken == Taken::Later || *origin != Origin::Sealed || token.ends_with(NEXT_TOKEN);
+                    if taken == Taken::Nothing || !is_repeated || !table.can_be_doubted() {
+                        continue;
+                    }
+                    let held = self.held_of(batch, &selection, output, table).await;
+                    let marks = token.chars().rev().take_while(|mark| *mark == NEXT_TOKEN).count();
+                    if held.iter().all(|(_, offsets)| offsets.is_empty()) && marks < OTHER_TOKENS {
+                        self.metrics.retries.with_label_values(&[&*self.pipeline, "reinsert"]).inc();
+                        tracing::warn!(table = %table.table, token,
+                            "clickhouse remembers these rows and has none of them; they go in under another token");
+                        queue.push((selection, format!("{token}{NEXT_TOKEN}")));
+                    } else if *origin == Origin::Sealed {
+                        let reason = "clickhouse remembers the rows of this record and does not have them";
+                        let rejection = rejection(table, "rows_missing", reason.to_owned());
+                        refused.extend(batch.lacking(&selection, output, &held, &rejection));
+                    }
+                    continue;
+                }
+                Err(refused) => refused,
+            };
             if (unsure || *origin != Origin::Sealed) && table.can_be_asked() {
                 let (held, mapped) = self.count_held(batch, &selection, output, table).await;
                 if held == mapped {
                     continue;
                 }
             }
-            let rejection = Rejection {
-                stage: Stage::Insert,
-                module: table.table.clone(),
-                revision: None,
-                kind: RejectionKind::Insert,
-                code: "insert".into(),
-                field: None,
-                reason,
-            };
+            let rejection = rejection(table, "insert", reason);
             if let Some(letter) = batch.refused(&selection, output, &rejection) {
                 refused.push(letter);
             } else if let Some((first, second)) = selection.halves() {
@@ -222,12 +257,12 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         table: &TableBinding,
         revision: &str,
         token: &str,
-    ) -> Result<(), RefusedRows> {
+    ) -> Result<Taken, RefusedRows> {
         let (body, rows) = batch.encode(selection, output, |buffer, chunk, offset| {
             table.append_provenance(buffer, chunk, offset, revision);
         });
         if rows == 0 {
-            return Ok(());
+            return Ok(Taken::Nothing);
         }
         // A second copy of the rows: to be counted for as long as it is there.
         let _hold = self.budget.take(body.capacity());
@@ -242,7 +277,7 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         let mut unsure = false;
         for attempt in 0.. {
             match self.sink.insert(request.clone()).await {
-                Ok(()) => break,
+                Ok(()) => return Ok(if attempt == 0 { Taken::AtOnce } else { Taken::Later }),
                 Err(InsertError { retryability: Retryability::Permanent, message, .. }) => {
                     return Err(RefusedRows { reason: message, unsure });
                 }
@@ -252,7 +287,23 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
                 }
             }
         }
-        Ok(())
+        unreachable!("the attempts have no end")
+    }
+
+    /// Of each of the selected slices the offsets of which the table holds a row.
+    async fn held_of(
+        &self,
+        batch: &Batch,
+        selection: &Selection,
+        output: usize,
+        table: &TableBinding,
+    ) -> Vec<(PartitionId, BTreeSet<i64>)> {
+        let mut held = Vec::new();
+        for (slice, _) in batch.mapped(selection, output) {
+            let offsets = self.ask(table, &slice).await.into_iter().collect();
+            held.push((slice.partition, offsets));
+        }
+        held
     }
 
     /// How many of the selected records that have rows in this output the table holds, and how many there are.
@@ -264,8 +315,8 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         table: &TableBinding,
     ) -> (usize, usize) {
         let (mut there, mut all) = (0, 0);
-        for (slice, mapped) in batch.mapped(selection, output) {
-            let held: BTreeSet<i64> = self.ask(table, &slice).await.into_iter().collect();
+        let held = self.held_of(batch, selection, output, table).await;
+        for ((_, mapped), (_, held)) in batch.mapped(selection, output).into_iter().zip(held) {
             there += mapped.iter().filter(|offset| held.contains(offset)).count();
             all += mapped.len();
         }
@@ -343,5 +394,18 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         let wait: Duration = self.policy.wait(attempt, jitter(&self.entropy.0));
         tracing::debug!(operation, reason, attempt, ?wait, "trying again");
         sleep(wait).await;
+    }
+}
+
+/// Why the table of an output has no rows of a record.
+fn rejection(table: &TableBinding, code: &str, reason: String) -> Rejection {
+    Rejection {
+        stage: Stage::Insert,
+        module: table.table.clone(),
+        revision: None,
+        kind: RejectionKind::Insert,
+        code: code.to_owned(),
+        field: None,
+        reason,
     }
 }

@@ -146,7 +146,7 @@ impl PipelineMetrics {
         self.batches.with_label_values(&[pipeline]);
         self.recuts.with_label_values(&[pipeline]);
         self.held.with_label_values(&[pipeline]);
-        for operation in ["insert", "ask", "dead_letter", "recover", "commit"] {
+        for operation in ["insert", "reinsert", "ask", "dead_letter", "recover", "commit"] {
             self.retries.with_label_values(&[pipeline, operation]);
         }
         for result in ["same", "different"] {

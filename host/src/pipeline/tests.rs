@@ -228,6 +228,7 @@ fn bound(revision: u8) -> Arc<BoundChain> {
         table: "table".into(),
         columns: Arc::from([ColumnDefinition { name: "value".into(), column_type: ColumnType::String }]),
         provenance: Provenance::default(),
+        shows_every_row: true,
     };
     let module =
         ModuleIdentity { name: "rows".into(), stage: Stage::Map, revision: Revision([revision; 32]) };

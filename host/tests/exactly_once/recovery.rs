@@ -51,6 +51,63 @@ fn another_process_brings_to_an_end_what_is_pending() {
     }
 }
 
+/// How often rows went in under another token.
+fn reinserts(stage: &Stage, host: &Sluice) -> f64 {
+    host.metric(&format!("sluice_retries_total{{operation=\"reinsert\",pipeline=\"{}\"}}", stage.name()))
+}
+
+#[test]
+fn rows_whose_token_is_remembered_and_that_are_not_there_go_in_by_recovery() {
+    let stage = Stage::new("lost_rows", 2, "");
+    stage.leave_pending(stage.host("first"), Insert::Unanswered, 3, |_| stage.send(&[(0, "axb"), (1, "c")]));
+    stage.lose_rows("true");
+    let second = stage.start(&stage.host("second"));
+    second.wait_until("everything is settled", |_| stage.is_settled());
+    assert_recovered_as_it_was(&stage, &second);
+    assert_eq!(reinserts(&stage, &second), 1.0);
+    stage.finish(second);
+    stage.remove_lost_rows();
+    let endings = stage.endings();
+    for (place, text) in [((0, 0), "a"), ((0, 2), "b"), ((1, 0), "c")] {
+        assert!(endings[&place].is_row(text), "{endings:?}");
+    }
+    assert_eq!(endings[&(0, 1)].letter(), ("rejected", "no_thanks", Some("x")));
+}
+
+#[test]
+fn rows_whose_token_is_remembered_and_that_are_not_there_go_in_once_their_host_is_answered() {
+    for (name, lost) in [("lost_all", "true"), ("lost_some", "text = 'b'")] {
+        let stage = Stage::new(name, 2, "");
+        let proxy = stage.proxy();
+        let behind = stage
+            .host("only")
+            .set("CLICKHOUSE__URL", &format!("http://{}", proxy.address()))
+            .set("CLICKHOUSE__REQUEST_TIMEOUT", "2s");
+        let host = stage.start(&behind);
+        proxy.swallow(u64::MAX);
+        stage.send(&[(0, "axb"), (1, "c")]);
+        host.wait_until("the rows are there", |_| stage.rows() == 3);
+        stage.lose_rows(lost);
+        assert!(!stage.is_settled(), "nobody has told the host yet");
+        proxy.heal();
+        host.wait_until("everything is settled", |_| stage.is_settled());
+        let reinserts = reinserts(&stage, &host);
+        stage.finish(host);
+        stage.remove_lost_rows();
+        let endings = stage.endings();
+        assert!(endings[&(0, 0)].is_row("a") && endings[&(1, 0)].is_row("c"), "{endings:?}");
+        assert_eq!(endings[&(0, 1)].letter(), ("rejected", "no_thanks", Some("x")));
+        if lost == "true" {
+            assert!(endings[&(0, 2)].is_row("b"), "{endings:?}");
+            assert_eq!(reinserts, 1.0);
+        } else {
+            // Whatever is sent under whichever token, some of it would be there twice.
+            assert_eq!(endings[&(0, 2)].letter(), ("insert", "rows_missing", Some("b")));
+            assert_eq!(reinserts, 0.0);
+        }
+    }
+}
+
 #[test]
 fn pending_records_keep_the_rules_that_judged_them_first() {
     for (name, insert) in [("rules", Insert::Unsent), ("rules_twice", Insert::Unanswered)] {

@@ -254,6 +254,22 @@ impl Stage {
         self.servers.clickhouse.execute(statement);
     }
 
+    /// Has the table lose rows and remember their token: as it is when ClickHouse is killed after it noted a
+    /// token, and before it had the rows. They are said to be of no topic, since a part that becomes empty goes,
+    /// and its token with it.
+    pub(crate) fn lose_rows(&self, condition: &str) {
+        let table = format!("{}.texts", self.name);
+        self.execute(&format!(
+            "ALTER TABLE {table} UPDATE _topic = '' WHERE {condition} SETTINGS mutations_sync = 2"
+        ));
+    }
+
+    /// Removes what [`Self::lose_rows`] left.
+    pub(crate) fn remove_lost_rows(&self) {
+        let table = format!("{}.texts", self.name);
+        self.execute(&format!("ALTER TABLE {table} DELETE WHERE _topic = '' SETTINGS mutations_sync = 2"));
+    }
+
     /// Number of rows in the table.
     pub(crate) fn rows(&self) -> u64 {
         self.servers.clickhouse.rows(&format!("SELECT count() FROM {}.texts", self.name))[0]

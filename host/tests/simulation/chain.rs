@@ -147,6 +147,7 @@ fn bindings() -> Vec<TableBinding> {
         table: format!("table{output}").into(),
         columns: columns.clone(),
         provenance: provenance.clone(),
+        shows_every_row: true,
     };
     (0..OUTPUTS).map(table).collect()
 }

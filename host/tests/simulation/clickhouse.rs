@@ -74,6 +74,11 @@ pub(crate) fn insert(world: &mut World, request: &InsertRequest) -> Result<(), I
     if tokens.len() > window {
         tokens.pop_front();
     }
+    // Three times in a row is not in here: then the records are dead letters.
+    if request.token.matches('~').count() < 2 && world.fault(world.plan.lost_rows) {
+        world.note(|| format!("{}: has the token and none of the rows", about()));
+        return Err(InsertError { retryability: Retryability::Retry, code: None, message: "killed".into() });
+    }
     world.note(|| format!("{}: inserted", about()));
     rules::intended(world, &request.token);
     for row in rows {

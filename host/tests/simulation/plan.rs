@@ -97,6 +97,8 @@ pub(crate) struct Plan {
     pub(crate) clickhouse: Network,
     /// Chance that ClickHouse refuses an INSERT that it would take later.
     pub(crate) insert_refusals: f64,
+    /// Chance that ClickHouse notes a token, and is killed before it has the rows.
+    pub(crate) lost_rows: f64,
     /// Tokens that a table remembers.
     pub(crate) window: usize,
     pub(crate) chaos: Chaos,
@@ -189,6 +191,7 @@ impl Plan {
             budget: *random.pick(&[4_000, 1 << 20]),
             chunk: *random.pick(&[1, 3, 8]),
             judging: *random.pick(&[1, 5, 30]),
+            lost_rows: *random.pick(&[0.0, 0.0, 0.05, 0.2]),
         }
     }
 

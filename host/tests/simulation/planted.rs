@@ -21,6 +21,8 @@ pub(crate) enum Planted {
     Overlapping,
     /// The pieces of a batch that was cut go under tokens that nobody else can know.
     RandomPieces,
+    /// Tables are said to have all that they are asked for.
+    BelievedTokens,
     /// A host that was thrown out of the group inserts without a token.
     InsertAfterRevocation,
 }

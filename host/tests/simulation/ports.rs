@@ -79,6 +79,9 @@ impl Sink for Ports {
         let (partition, start, end) = (slice.partition.partition as usize, slice.start, slice.end);
         let look = move |world: &mut World| {
             let away = world.clickhouse.away_until > world.now() || world.fault(world.plan.insert_refusals);
+            if world.plan.planted == Some(Planted::BelievedTokens) {
+                return Some((start..end).collect());
+            }
             (!away).then(|| clickhouse::held(world, output, partition, start, end))
         };
         self.ask(Server::ClickHouse, look).await.flatten().ok_or_else(no_answer)
