@@ -76,6 +76,7 @@ impl Reloader {
             };
             let is_rebound =
                 current.as_ref().is_some_and(|current| !gate::are_same_tables(&current.tables, &tables));
+            let before = self.standings.clone();
             if is_new || is_rebound {
                 if let Err(refusal) = self.keep(&chain, &candidates).await {
                     self.lacks = Some(AGAIN);
@@ -99,7 +100,7 @@ impl Reloader {
                 self.refresh().await;
             }
             for (key, candidate) in candidates {
-                let watch = self.watch(&key, &candidate);
+                let watch = self.watch(&key, &candidate, &before);
                 let Some(entry) = self.entries.get_mut(&key) else { continue };
                 entry.live = match candidate {
                     Candidate::Module { module, .. } => Some(Live::now(module)),

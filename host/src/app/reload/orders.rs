@@ -11,7 +11,7 @@ use super::gate::{self, DueCases, Trial};
 use super::scan::CasesFile;
 use super::{Key, Reloader};
 
-/// What is decided: the event, the revision that it holds, and the revision of the file that it stands in for.
+/// What is decided: the event, the revision that it holds or releases, and the revision of the file that it stands in for.
 type Decision = (EventKind, Option<Revision>, Option<Revision>);
 
 impl Reloader {
@@ -82,7 +82,7 @@ impl Reloader {
             ModuleAction::Pin { to } => self.pin(&key, to).await?,
             ModuleAction::Rollback { to } => self.rollback(&key, to).await?,
         };
-        let due = event.1;
+        let due = event.1.filter(|_| event.0 != EventKind::Released);
         if let Some(due) = due {
             self.rehearse(&key, due).await?;
         }
@@ -118,10 +118,14 @@ impl Reloader {
     fn release(&self, key: &Key) -> Result<Decision, OrderError> {
         // What does not count at the moment would again, were the file to hold what it held then.
         let standing = self.standings.get(&(key.0, key.1.clone()));
-        if standing.is_none_or(|standing| standing.hold.is_none()) {
+        let held = standing.and_then(|standing| Some((standing, standing.hold.as_ref()?)));
+        let Some((standing, hold)) = held else {
             return Err(OrderError::Refused(format!("module {} is neither rolled back nor pinned", key.1)));
-        }
-        Ok((EventKind::Released, None, None))
+        };
+        // Under a pin, the file may hold what was rolled back before: whoever lets it run wants it.
+        let is_doubted = |found: &Revision| standing.doubts.contains_key(found);
+        let released = hold.instead_of.or_else(|| self.found(key).filter(is_doubted));
+        Ok((EventKind::Released, released, None))
     }
 
     async fn pin(&self, key: &Key, to: Option<String>) -> Result<Decision, OrderError> {
