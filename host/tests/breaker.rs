@@ -273,6 +273,24 @@ fn a_rule_that_is_removed_and_copied_again_is_compared_with_what_was_there() {
 }
 
 #[test]
+fn a_file_that_changed_while_no_host_ran_is_on_probation() {
+    let (kafka, clickhouse) = parts();
+    let deployment = Deployment::new();
+    let configuration = deployment.configuration(&kafka, &clickhouse);
+    let sluice = Sluice::start(&configuration);
+    let first = live(&deployment.wait_for(RULES_STATUS, "live", |status| status["state"] == "live"));
+    assert_eq!(sluice.stop(), Some(0));
+
+    deployment.replace(RULES, &rejecting_all());
+    let sluice = Sluice::start(&configuration);
+    Traffic::generate_small(56, 2_000, 0.0).send(kafka.bootstrap(), "purchases");
+    let status = deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
+    assert_eq!(live(&status), first);
+    assert!(reason(&status).contains("the revision before has seen too few to compare"), "{status}");
+    assert_eq!(sluice.stop(), Some(0));
+}
+
+#[test]
 fn a_breaker_that_is_to_warn_does_nothing_else() {
     under_load(53, "warn", |deployment, sluice, _, clickhouse| {
         deployment.replace(RULES, &trapping());

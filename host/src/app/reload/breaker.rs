@@ -124,16 +124,16 @@ impl Watch {
         Some((self.revision(), Baseline::of(self.window.recent(), settings, self.otherwise)))
     }
 
-    fn look(&mut self, settings: &BreakerSettings, at: Duration, stands: Stands) -> Option<News> {
+    fn look(&mut self, settings: &BreakerSettings, at: Duration, mode: BreakerMode) -> Option<News> {
         self.window.note(at, self.tally.counts());
         let recent = self.window.recent();
         let revision = self.revision();
         let fresh = self.fresh.as_mut()?;
-        if stands.mode != BreakerMode::Off
+        if mode != BreakerMode::Off
             && let Some(Finding { is_grave, reason }) = judge(settings, fresh.before.baseline, recent)
         {
             let before = fresh.before.revision;
-            if is_grave && stands.mode == BreakerMode::RollBack {
+            if is_grave && mode == BreakerMode::RollBack {
                 return Some(News::Trip(Trip { revision, before, reason }));
             }
             if fresh.warning.is_none() {
@@ -142,7 +142,7 @@ impl Watch {
                 return Some(News::Warned);
             }
         }
-        if stands.is_broken || !fresh.probation.is_over(settings, at, recent) {
+        if !fresh.probation.is_over(settings, at, recent) {
             return None;
         }
         let was_warned = fresh.warning.is_some();
@@ -151,23 +151,12 @@ impl Watch {
     }
 }
 
-/// What was decided about a live revision.
-#[derive(Clone, Copy)]
-struct Stands {
-    /// What is done about it if it does far worse.
-    mode: BreakerMode,
-    /// It does not earn anything, however long it is held.
-    is_broken: bool,
-}
-
-impl Stands {
-    fn of(entry: &Entry, standing: Option<&Standing>, revision: Revision, mode: BreakerMode) -> Self {
-        let mode = match standing {
-            _ if entry.held.is_some() => BreakerMode::Off,
-            Some(standing) if standing.is_released(revision) => BreakerMode::Warn,
-            _ => mode,
-        };
-        Self { mode, is_broken: standing.is_some_and(|standing| standing.is_broken(revision)) }
+/// What is done about a live revision if it does far worse.
+fn mode_of(entry: &Entry, standing: Option<&Standing>, revision: Revision, mode: BreakerMode) -> BreakerMode {
+    match standing {
+        _ if entry.held.is_some() => BreakerMode::Off,
+        Some(standing) if standing.is_released(revision) => BreakerMode::Warn,
+        _ => mode,
     }
 }
 
@@ -253,8 +242,8 @@ impl Reloader {
         for (key, entry) in &mut self.entries {
             let Some(mut watch) = entry.watch.take() else { continue };
             let standing = self.standings.get(&(key.0, key.1.clone()));
-            let stands = Stands::of(entry, standing, watch.revision(), settings.mode);
-            let news = watch.look(settings, at, stands);
+            let mode = mode_of(entry, standing, watch.revision(), settings.mode);
+            let news = watch.look(settings, at, mode);
             entry.watch = Some(watch);
             match news {
                 Some(News::Trip(trip)) => trips.push((key.clone(), trip)),
