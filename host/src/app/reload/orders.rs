@@ -28,8 +28,12 @@ impl Reloader {
                 let done = self.act(&name, action, by, reason).await;
                 let (pipeline, module) = (&self.pipeline.name, &name);
                 match &done {
-                    Ok(outcome) => tracing::info!(pipeline, module, order = word, by = who, outcome, "order"),
-                    Err(error) => tracing::warn!(pipeline, module, order = word, by = who, %error, "order"),
+                    Ok(outcome) => {
+                        tracing::info!(pipeline, module, order = word, by = who, outcome, "order carried out")
+                    }
+                    Err(error) => {
+                        tracing::warn!(pipeline, module, order = word, by = who, %error, "order not carried out")
+                    }
                 }
                 let _ = answer.send(done);
             }
@@ -151,14 +155,30 @@ impl Reloader {
             }
             None => {
                 let standing = self.standings.get(&(key.0, key.1.clone()));
+                let cure = match key.0 {
+                    Stage::Map => "copy a mended file",
+                    _ => "copy a mended file, or remove the file, which ends the rule",
+                };
                 standing.and_then(|standing| standing.previous).ok_or_else(|| {
-                    OrderError::Refused(format!("no other revision of module {name} was ever live"))
+                    OrderError::Refused(format!(
+                        "module {name} has no earlier revision to go back to; {cure}"
+                    ))
                 })?
             }
         };
         if found == Some(to) {
+            let entry = self.entries.get(key);
+            let refusal = entry.and_then(|entry| entry.refusal.as_ref());
+            let cure = match refusal {
+                _ if self.in_force(key) => "release it, since another is held in its place".to_owned(),
+                Some(refusal) => format!(
+                    "it is not taken, for it {}; copy a file that passes, or name another revision of its history",
+                    refusal.reason
+                ),
+                None => "it runs, and nothing has to be done".to_owned(),
+            };
             return Err(OrderError::Refused(format!(
-                "revision {to} is what the file of module {name} holds; if another is held in its place, release it"
+                "revision {to} is what the file of module {name} holds; {cure}"
             )));
         }
         Ok((EventKind::RolledBack, Some(to), found))
