@@ -55,6 +55,14 @@ fn refused(sluice: &Sluice, action: &str, to: Option<&str>, code: u16, why: &str
     assert!(answered == code && said.contains(why), "{answered}: {said}");
 }
 
+/// Waits for a line of the log with all of this in it.
+#[track_caller]
+fn logged(sluice: &Sluice, words: &[&str]) {
+    sluice.wait_until(&format!("the log says {words:?}"), |sluice| {
+        sluice.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
+    });
+}
+
 /// Copies another revision of the rules, and waits until it is live.
 fn deploy(deployment: &Deployment, sluice: &Sluice, number: u8) -> String {
     let before = rules(sluice).1;
@@ -192,6 +200,8 @@ fn what_cannot_be_kept_or_cannot_run_changes_nothing() {
     sluice.wait_until("it is live", |sluice| module(sluice, "another")["state"] == "live");
     std::fs::remove_file(deployment.path("validators/another.wasm")).unwrap();
     sluice.wait_until("it is gone", |sluice| sluice.get("/modules/another").0 == 404);
+    logged(&sluice, &["module is live", "another"]);
+    logged(&sluice, &["module removed", "another"]);
     let told: Vec<_> = events(&sluice, "another").iter().map(|event| event["event"].clone()).collect();
     assert_eq!(told, ["removed", "live"]);
     let (code, said) = sluice.post("/modules/another/pin", &token(), &json!({ "by": "eve", "to": zero }));
@@ -237,6 +247,7 @@ fn what_cannot_be_kept_or_cannot_run_changes_nothing() {
     });
     deployment.copy(RULES, &deployment.rules(0));
     wait_for(&sluice, "refused", &one);
+    logged(&sluice, &["module refused", "purchase-rules", "cases"]);
     refused(&sluice, "rollback", None, 409, "holds; it is not taken, for it fails 1 of its 1");
     assert_eq!(sluice.stop(), Some(0));
 }
