@@ -55,6 +55,14 @@ fn refused(sluice: &Sluice, action: &str, to: Option<&str>, code: u16, why: &str
     assert!(answered == code && said.contains(why), "{answered}: {said}");
 }
 
+/// Waits for a line of the log with all of this in it.
+#[track_caller]
+fn logged(sluice: &Sluice, words: &[&str]) {
+    sluice.wait_until(&format!("the log says {words:?}"), |sluice| {
+        sluice.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
+    });
+}
+
 /// Copies another revision of the rules, and waits until it is live.
 fn deploy(deployment: &Deployment, sluice: &Sluice, number: u8) -> String {
     let before = rules(sluice).1;
@@ -102,7 +110,7 @@ fn a_decision_holds_over_files_restarts_and_hosts() {
     let first = Sluice::start(&host("first"));
     deployment.wait_for(RULES_STATUS, "live", |status| status["state"] == "live");
     let zero = rules(&first).1;
-    refused(&first, "rollback", None, 409, "no other revision");
+    refused(&first, "rollback", None, 409, "or remove the file, which ends the rule");
     refused(&first, "release", None, 409, "neither rolled back nor pinned");
     let one = deploy(&deployment, &first, 1);
 
@@ -114,7 +122,7 @@ fn a_decision_holds_over_files_restarts_and_hosts() {
     let why = told["problem"]["reason"].as_str().expect("a reason");
     assert!(why.contains("by eve@desk") && why.contains("to rollback") && why.contains("release"), "{why}");
     refused(&first, "rollback", None, 409, "rolled back or pinned already");
-    refused(&first, "rollback", Some(&one), 409, "is what the file of module purchase-rules holds");
+    refused(&first, "rollback", Some(&one), 409, "holds; release it, since another is held");
     refused(&first, "pin", Some("ffffffffffff"), 404, "begins with ffffffffffff");
     let second = Sluice::start(&host("second"));
     wait_for(&second, "rolled-back", &zero);
@@ -192,6 +200,8 @@ fn what_cannot_be_kept_or_cannot_run_changes_nothing() {
     sluice.wait_until("it is live", |sluice| module(sluice, "another")["state"] == "live");
     std::fs::remove_file(deployment.path("validators/another.wasm")).unwrap();
     sluice.wait_until("it is gone", |sluice| sluice.get("/modules/another").0 == 404);
+    logged(&sluice, &["module is live", "another"]);
+    logged(&sluice, &["module removed", "another"]);
     let told: Vec<_> = events(&sluice, "another").iter().map(|event| event["event"].clone()).collect();
     assert_eq!(told, ["removed", "live"]);
     let (code, said) = sluice.post("/modules/another/pin", &token(), &json!({ "by": "eve", "to": zero }));
@@ -227,6 +237,18 @@ fn what_cannot_be_kept_or_cannot_run_changes_nothing() {
     wait_for(&sluice, "refused", &one);
     done(&sluice, "rollback", None, &zero);
     wait_for(&sluice, "rolled-back", &zero);
+
+    // Where that is to lead to a file that is refused, releasing it would not help.
+    deployment.copy(RULES, &deployment.rules(1));
+    wait_for(&sluice, "live", &one);
+    deployment.copy("validators/purchase-rules.cases.jsonl", br#"{"payload": "", "accepted": true}"#);
+    sluice.wait_until("the cases are run", |sluice| {
+        module(sluice, "purchase-rules")["problem"]["gate"] == "cases"
+    });
+    deployment.copy(RULES, &deployment.rules(0));
+    wait_for(&sluice, "refused", &one);
+    logged(&sluice, &["module refused", "purchase-rules", "cases"]);
+    refused(&sluice, "rollback", None, 409, "holds; it is not taken, for it fails 1 of its 1");
     assert_eq!(sluice.stop(), Some(0));
 }
 

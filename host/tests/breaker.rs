@@ -202,7 +202,53 @@ fn a_new_rule_may_reject_much_but_not_all_and_who_releases_it_is_warned() {
         assert!(reason(&status).contains("the breaker would roll it back"), "{status}");
         wait_for_records(sluice, 1_000);
         assert_eq!(deployment.status(EXTRA_STATUS).unwrap()["state"], "live");
+
+        // That goes for the same file that was away for a moment, too.
+        std::fs::remove_file(deployment.path(EXTRA)).expect("removed");
+        sluice.wait_until("the rule is gone", |_| !events(clickhouse, "extra", "removed").is_empty());
+        let gone = events(clickhouse, "extra", "live").len();
+        deployment.copy(EXTRA, &rejecting_all());
+        sluice.wait_until("the rule is back", |_| events(clickhouse, "extra", "live").len() > gone);
+        wait_for_records(sluice, 1_500);
+        let status = deployment.status(EXTRA_STATUS).unwrap();
+        assert_eq!(status["state"], "live", "{status}");
+        assert!(reason(&status).contains("the breaker would roll it back"), "{status}");
         assert_eq!(trips(sluice, "extra", "roll-back"), 1.0);
+    });
+}
+
+/// What an operator decides about the rules, as other hosts find it.
+fn decide(clickhouse: &ClickHouse, event: &str, revision: &str) {
+    clickhouse.execute(&format!(
+        "INSERT INTO sluice_deployments (pipeline, stage, name, sequence, event, revision, by) \
+         VALUES ('purchases', 'validate', 'purchase-rules', 0, '{event}', '{revision}', 'an operator')"
+    ));
+}
+
+#[test]
+fn what_was_pinned_for_a_moment_is_nothing_to_go_back_to() {
+    under_load(55, "roll-back", |deployment, sluice, _, clickhouse| {
+        let first = live(&deployment.status(RULES_STATUS).unwrap());
+        deployment.replace(RULES, &rejecting_all());
+        deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
+        let bad = events(clickhouse, "purchase-rules", "rolled-back")[0].instead_of.clone();
+
+        // Somebody wants to see it for himself, and has seen enough.
+        decide(clickhouse, "pinned", &bad);
+        let status = deployment.wait_for(RULES_STATUS, "pinned", |status| status["state"] == "pinned");
+        assert!(bad.starts_with(&live(&status)), "{status}");
+        wait_for_records(sluice, 1_000);
+        deployment.replace(RULES, &rejecting_some());
+        decide(clickhouse, "released", "");
+        let status = deployment.wait_for(RULES_STATUS, "live", |status| status["state"] == "live");
+        assert!(!bad.starts_with(&live(&status)), "{status}");
+
+        deployment.replace(RULES, &trapping());
+        let status =
+            deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
+        assert_eq!(live(&status), first, "{status}");
+        assert!(reason(&status).contains("it failed (trap"), "{status}");
+        wait_for_records(sluice, 1_000);
     });
 }
 
@@ -224,6 +270,24 @@ fn a_rule_that_is_removed_and_copied_again_is_compared_with_what_was_there() {
         assert!(kept[0].revision.starts_with(&first), "{}", kept[0].revision);
         wait_for_records(sluice, 1_000);
     });
+}
+
+#[test]
+fn a_file_that_changed_while_no_host_ran_is_on_probation() {
+    let (kafka, clickhouse) = parts();
+    let deployment = Deployment::new();
+    let configuration = deployment.configuration(&kafka, &clickhouse);
+    let sluice = Sluice::start(&configuration);
+    let first = live(&deployment.wait_for(RULES_STATUS, "live", |status| status["state"] == "live"));
+    assert_eq!(sluice.stop(), Some(0));
+
+    deployment.replace(RULES, &rejecting_all());
+    let sluice = Sluice::start(&configuration);
+    Traffic::generate_small(56, 2_000, 0.0).send(kafka.bootstrap(), "purchases");
+    let status = deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
+    assert_eq!(live(&status), first);
+    assert!(reason(&status).contains("the revision before has seen too few to compare"), "{status}");
+    assert_eq!(sluice.stop(), Some(0));
 }
 
 #[test]

@@ -3,15 +3,18 @@
 #[path = "support/clickhouse.rs"]
 mod support;
 
+use std::collections::BTreeMap;
+
 use sluice::clickhouse::deployments::{Deployments, DeploymentsError};
 use sluice::clickhouse::settings::ClickHouseSettings;
-use sluice::domain::deployment::{EventKind, Hold, HoldKind, NewEvent, Standing};
+use sluice::domain::deployment::{Doubt, EventKind, Hold, HoldKind, NewEvent, Standing};
 use sluice::domain::retry::Retryability;
 use sluice::domain::verdict::{Revision, Stage};
 use support::{database, execute, text};
 
 const A: Revision = Revision([0xa1; 32]);
 const B: Revision = Revision([0xb2; 32]);
+const C: Revision = Revision([0xc3; 32]);
 
 const PIPELINE: &str = "purchases";
 const RULES: (Stage, &str) = (Stage::Validate, "10-rules");
@@ -81,7 +84,7 @@ async fn how_modules_stand_is_what_happened_to_them_in_the_order_of_their_host()
         record(&deployments, RULES, &event).await;
         record(&twin, RULES, &event).await;
     }
-    let expected = Standing { live: Some(A), previous: Some(B), hold: None };
+    let expected = Standing { live: Some(A), previous: Some(B), ..Standing::default() };
     assert_eq!(standing(&deployments, RULES).await, expected);
 
     let hold = |kind, run, instead_of| {
@@ -90,6 +93,7 @@ async fn how_modules_stand_is_what_happened_to_them_in_the_order_of_their_host()
     };
     record(&deployments, RULES, &event(EventKind::RolledBack, Some(B), Some(A))).await;
     let rolled_back = hold(HoldKind::RolledBack, Some(B), Some(A));
+    let expected = Standing { doubts: BTreeMap::from([(A, Doubt::ByPerson)]), ..expected };
     assert_eq!(standing(&deployments, RULES).await, Standing { hold: rolled_back, ..expected.clone() });
     record(&deployments, RULES, &event(EventKind::Pinned, None, None)).await;
     let pinned = hold(HoldKind::Pinned, None, None);
@@ -98,8 +102,12 @@ async fn how_modules_stand_is_what_happened_to_them_in_the_order_of_their_host()
     assert_eq!(standing(&deployments, RULES).await, expected);
     record(&deployments, RULES, &event(EventKind::RolledBack, Some(B), Some(A))).await;
     assert!(standing(&deployments, RULES).await.hold.is_some(), "the same hold again, after a release");
+    record(&deployments, RULES, &event(EventKind::RolledBack, Some(B), Some(C))).await;
+    record(&deployments, RULES, &event(EventKind::Released, Some(C), None)).await;
     record(&deployments, RULES, &event(EventKind::Removed, None, None)).await;
-    assert_eq!(standing(&deployments, RULES).await.live, None);
+    let removed = standing(&deployments, RULES).await;
+    let doubts = BTreeMap::from([(A, Doubt::ByPerson), (C, Doubt::Released)]);
+    assert_eq!((removed.live, removed.doubts), (None, doubts), "all that was rolled back to one revision");
 
     // Modules of one name in both stages, and of other pipelines, are others.
     record(&deployments, (Stage::Map, RULES.1), &live(B)).await;
@@ -120,7 +128,10 @@ async fn events_of_hosts_are_in_the_order_in_which_the_server_took_them() {
     // Not within the same millisecond, where their own clocks decide.
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     execute(&settings.client(), late).await;
-    assert_eq!(standing(&here, RULES).await, Standing { live: Some(B), previous: Some(A), hold: None });
+    assert_eq!(
+        standing(&here, RULES).await,
+        Standing { live: Some(B), previous: Some(A), ..Standing::default() }
+    );
 }
 
 #[tokio::test]

@@ -239,12 +239,12 @@ impl Deployments {
     /// # Errors
     /// When ClickHouse cannot be asked, or a row holds what it cannot.
     pub async fn standing(&self, pipeline: &str) -> Result<Standings, DeploymentsError> {
-        // Of the same event of the same revision only the last tells anything: so the answer does not grow
+        // Of the same event of the same revisions only the last tells anything: so the answer does not grow
         // with the number of hosts and starts, and what is left has the same outcome.
         let sql = format!(
             "SELECT {EVENT_COLUMNS} FROM \
              (SELECT * FROM {} WHERE pipeline = ? ORDER BY at DESC, sequence DESC \
-             LIMIT 1 BY stage, name, event, revision) AS events \
+             LIMIT 1 BY stage, name, event, revision, instead_of) AS events \
              ORDER BY at, sequence",
             self.table.name
         );

@@ -21,6 +21,10 @@ use std::collections::VecDeque;
 use std::ops::Sub;
 use std::time::Duration;
 
+mod earned;
+
+pub use earned::Earned;
+
 /// Standard deviations for the fresh revision, and for the one before.
 const DOUBTS: (f64, f64) = (4.0, 3.0);
 /// A window keeps samples no closer to each other than this part of it, so that it stays small.

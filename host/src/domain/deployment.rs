@@ -4,6 +4,8 @@
 //! changes nothing: so hosts that see the same file go live may all say so, and one that does not know
 //! whether its event arrived sends it again.
 
+use std::collections::BTreeMap;
+
 use super::verdict::Revision;
 
 /// What happened.
@@ -42,12 +44,16 @@ impl EventKind {
     }
 }
 
+/// How the reason of a rollback begins that the breaker decided; nothing else in an event tells it from
+/// what a person decided.
+pub const BREAKER_SAW: &str = "the breaker saw that ";
+
 /// An event that is to be kept. When it was is for the table to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewEvent {
     /// What happened.
     pub event: EventKind,
-    /// Revision that went live or is to be held; `None` where none is.
+    /// Revision that went live or is to be held, or that was rolled back and is released; `None` where none is.
     pub revision: Option<Revision>,
     /// Revision of the file that a rollback stands in for.
     pub instead_of: Option<Revision>,
@@ -83,25 +89,46 @@ pub struct Hold {
     pub since: String,
 }
 
+impl Hold {
+    /// Whether the breaker of some host decided it.
+    pub fn is_of_breaker(&self) -> bool {
+        self.kind == HoldKind::RolledBack && self.reason.starts_with(BREAKER_SAW)
+    }
+}
+
+/// What was decided last about a revision that was rolled back once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// A person rolled it back.
+    ByPerson,
+    /// The breaker did, whatever a person did since.
+    ByBreaker,
+    /// A person released it: its figures were seen, and it is wanted.
+    Released,
+}
+
 /// How a module stands, by all that happened to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Revision that went live last; `None` where the file was removed since, or none ever did.
     pub live: Option<Revision>,
-    /// The one before it: the last that went live and is not `live`. That is where a rollback leads.
+    /// The one before it: the last that went live and is not `live`, nor was rolled back by the breaker. That
+    /// is where a rollback leads.
     pub previous: Option<Revision>,
     /// What is held, unless it was released.
     pub hold: Option<Hold>,
+    /// Revisions that were ever rolled back.
+    pub doubts: BTreeMap<Revision, Doubt>,
 }
 
 impl Standing {
     /// What comes of events with their times (RFC 3339, UTC), in the order in which they happened.
     pub fn of(events: impl IntoIterator<Item = (NewEvent, String)>) -> Self {
-        let (mut live, mut hold) = (None, None);
+        let (mut live, mut hold): (_, Option<Hold>) = (None, None);
+        let mut doubts = BTreeMap::new();
         // Each revision that ever went live, by when it last did.
         let mut order: Vec<Revision> = Vec::new();
         for (NewEvent { event, revision, instead_of, by, reason }, since) in events {
-            let held = |kind| Some(Hold { kind, run: revision, instead_of, by, reason, since });
             match event {
                 EventKind::Live => {
                     live = revision;
@@ -109,13 +136,44 @@ impl Standing {
                     order.extend(revision);
                 }
                 EventKind::Removed => live = None,
-                EventKind::RolledBack => hold = held(HoldKind::RolledBack),
-                EventKind::Pinned => hold = held(HoldKind::Pinned),
-                EventKind::Released => hold = None,
+                EventKind::RolledBack => {
+                    let rollback =
+                        Hold { kind: HoldKind::RolledBack, run: revision, instead_of, by, reason, since };
+                    if let Some(bad) = instead_of {
+                        let is_broken =
+                            rollback.is_of_breaker() || doubts.get(&bad) == Some(&Doubt::ByBreaker);
+                        doubts.insert(bad, if is_broken { Doubt::ByBreaker } else { Doubt::ByPerson });
+                    }
+                    hold = Some(rollback);
+                }
+                EventKind::Pinned => {
+                    hold =
+                        Some(Hold { kind: HoldKind::Pinned, run: revision, instead_of, by, reason, since });
+                }
+                EventKind::Released => {
+                    // Where it does not say of what, what is held says it.
+                    let released = revision.or(hold.and_then(|hold| hold.instead_of));
+                    if let Some(doubt) = released.and_then(|released| doubts.get_mut(&released)) {
+                        *doubt = Doubt::Released;
+                    }
+                    hold = None;
+                }
             }
         }
-        let previous = order.into_iter().rev().find(|revision| Some(*revision) != live);
-        Self { live, previous, hold }
+        let is_next =
+            |revision: &Revision| Some(*revision) != live && doubts.get(revision) != Some(&Doubt::ByBreaker);
+        let previous = order.into_iter().rev().find(is_next);
+        Self { live, previous, hold, doubts }
+    }
+
+    /// Whether the breaker of some host rolled a revision back, and nobody released it since.
+    pub fn is_broken(&self, revision: Revision) -> bool {
+        self.doubts.get(&revision) == Some(&Doubt::ByBreaker)
+    }
+
+    /// Whether a revision was rolled back and a person wanted it all the same.
+    pub fn is_released(&self, revision: Revision) -> bool {
+        self.doubts.get(&revision) == Some(&Doubt::Released)
     }
 
     /// What is held in place of a file that holds `found` (`None`: it cannot be read).
@@ -168,6 +226,48 @@ mod tests {
         assert_eq!(lives(&[live(A), live(B), live(B)]), (Some(B), Some(A)));
         assert_eq!(lives(&[live(A), live(B), live(A)]), (Some(A), Some(B)));
         assert_eq!(lives(&[live(A), live(B), live(C), live(A)]), (Some(A), Some(C)));
+    }
+
+    /// The breaker went from `bad` to `good`.
+    fn broke(bad: Revision, good: Option<Revision>) -> NewEvent {
+        NewEvent {
+            instead_of: Some(bad),
+            reason: format!("{BREAKER_SAW}it rejected all"),
+            ..event(EventKind::RolledBack, good)
+        }
+    }
+
+    #[test]
+    fn what_the_breaker_rolled_back_is_no_way_back_until_somebody_releases_it() {
+        let rolled_back = [live(A), live(B), broke(B, Some(A)), live(A), live(C)];
+        assert_eq!(after(&rolled_back).previous, Some(A));
+        assert!(after(&rolled_back).is_broken(B) && !after(&rolled_back).is_released(B));
+        let rolled_back = [live(A), live(B), broke(B, Some(A)), live(A)];
+        assert_eq!(after(&rolled_back).previous, None);
+
+        // Neither a pin nor another rollback makes it good; a release does, of it and of no other.
+        let pinned = |released| {
+            let mut events = rolled_back.to_vec();
+            events.extend([event(EventKind::Pinned, Some(B)), event(EventKind::Released, released), live(A)]);
+            after(&events)
+        };
+        for (released, is_broken) in [(None, true), (Some(C), true), (Some(B), false)] {
+            let standing = pinned(released);
+            assert_eq!((standing.is_broken(B), standing.is_released(B)), (is_broken, !is_broken));
+            assert_eq!(standing.previous, (!is_broken).then_some(B));
+        }
+        let again =
+            [broke(B, Some(A)), NewEvent { instead_of: Some(B), ..event(EventKind::RolledBack, None) }];
+        assert!(after(&again).is_broken(B));
+        let released = [broke(C, Some(A)), broke(B, Some(A)), event(EventKind::Released, None)];
+        assert!(after(&released).is_broken(C) && after(&released).is_released(B));
+
+        // A person's rollback says nothing of records; but who releases it has seen them.
+        let by_person = [live(A), live(C), event(EventKind::RolledBack, Some(A)), live(A)];
+        assert_eq!((after(&by_person).is_broken(C), after(&by_person).previous), (false, Some(C)));
+        let mut released = by_person.to_vec();
+        released.push(event(EventKind::Released, Some(C)));
+        assert!(after(&released).is_released(C));
     }
 
     #[test]

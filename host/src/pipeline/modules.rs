@@ -167,8 +167,8 @@ pub struct ModuleEvent {
     pub at: String,
     /// `live`, `removed`, `rolled-back`, `pinned` or `released`.
     pub event: String,
-    /// Revision that the event is about: the one that went live, or is held; none where none is. In
-    /// hex, whole.
+    /// Revision that the event is about: the one that went live, is held, or was rolled back and is
+    /// released; none where none is. In hex, whole.
     pub revision: Option<String>,
     /// Revision of the file that `revision` stands in for, if it holds for that file only. In hex, whole.
     pub instead_of: Option<String>,

@@ -1,16 +1,19 @@
 //! Breaker: watches how fresh revisions do on this host's records, and rolls back one that does far worse
 //! than what it replaced. What is far worse, `domain/breaker.rs` decides.
 //!
-//! State: a watch a live module, in its entry. A revision is fresh when it comes from a file and replaces
-//! another while records flow; what a start finds as it was left is not. It is compared with the last
-//! revision that was *not* fresh, and goes back to that: two bad files in a row do not make the first one
-//! the measure of the second. A rollback is kept as an event, so that every host follows it, and holds
-//! until the file changes or an operator releases the module; a released revision is warned about and no
-//! more, since a person has seen the figures.
+//! State: a watch a live module and a list of the revisions that may be gone back to ([`Earned`]), in its entry.
+//! Whatever replaces another revision is on probation: a file while records flow, and what an operator holds
+//! in its place. What a start finds as it was left is not. A revision is compared with the last one that
+//! came through its probation, and goes back to that: neither is the first of two bad files the measure of the
+//! second, nor what somebody pinned for a moment, nor what the breaker itself rolled back. While it is held
+//! by an operator, nothing is judged: that is a decision. A rollback is kept as an event, so that every host
+//! follows it, and holds until the file changes or an operator releases the module; a released revision is
+//! warned about and no more, whenever it comes, since a person has seen the figures.
 //!
 //! A rule that comes back under its name soon after its file was removed replaces what was there: `rm` and
 //! `cp` is how some people copy. It is compared with that, and goes back to that, not to no rule at all,
-//! which would let everything through that either of the two was there to stop. Soon is within the probation:
+//! which would let everything through that either of the two was there to stop; if it is the same revision, its
+//! probation goes on. Soon is within the probation:
 //! after that a removal was meant, and nobody expects a rule to come back that was taken away long ago.
 //! This is remembered here and not read from the events: they do not tell when, nor what the rule did.
 
@@ -18,11 +21,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::domain::breaker::{Baseline, BreakerMode, BreakerSettings, Finding, Probation, Window, judge};
-use crate::domain::deployment::EventKind;
+use crate::clickhouse::deployments::Standings;
+use crate::domain::breaker::{
+    Baseline, BreakerMode, BreakerSettings, Earned, Finding, Probation, Window, judge,
+};
+use crate::domain::deployment::{BREAKER_SAW, EventKind, Standing};
 use crate::domain::verdict::{Revision, Stage};
 use crate::wasm::{Module, Tally};
 
+use super::entry::Entry;
 use super::gate::Candidate;
 use super::{AGAIN, Key, Reloader, has_run};
 
@@ -37,41 +44,49 @@ pub(super) struct Watch {
     /// What it is taken to do while it has seen too little to say.
     otherwise: Baseline,
     fresh: Option<Fresh>,
+    /// What it goes back to, so that it need not be compiled again.
+    kept: Option<Arc<Module>>,
 }
 
 /// A revision on probation.
+#[derive(Clone)]
 struct Fresh {
     probation: Probation,
-    mode: BreakerMode,
     before: Before,
     /// Why somebody should look at it; said once.
     warning: Option<String>,
 }
 
 /// What a fresh revision is compared with, and goes back to.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Before {
     baseline: Baseline,
     /// None where there was no such rule.
     revision: Option<Revision>,
-    /// Kept so that it need not be compiled again.
-    _module: Option<Arc<Module>>,
 }
 
-/// What became of rules whose files are gone: when, and what one of the same name would be compared with.
+/// What is known of a rule whose file is gone.
+struct Left {
+    since: Duration,
+    earned: Earned,
+    /// What was live, if it was on probation.
+    fresh: Option<(Revision, Fresh)>,
+}
+
+/// Rules whose files are gone, for as long as they may come back.
 #[derive(Default)]
-pub(super) struct Departed(BTreeMap<Key, (Duration, Before)>);
+pub(super) struct Departed(BTreeMap<Key, Left>);
 
 impl Departed {
-    fn leave(&mut self, key: &Key, at: Duration, before: Before, probation: Duration) {
-        self.0.retain(|_, (since, _)| at.saturating_sub(*since) < probation);
-        // Its code may go: the archive has the module.
-        self.0.insert(key.clone(), (at, Before { _module: None, ..before }));
+    fn leave(&mut self, key: &Key, left: Left, probation: Duration) {
+        let at = left.since;
+        self.0.retain(|_, left| at.saturating_sub(left.since) < probation);
+        self.0.insert(key.clone(), left);
     }
 
-    fn come_back(&mut self, key: &Key, at: Duration, probation: Duration) -> Option<Before> {
-        let (since, before) = self.0.remove(key)?;
-        (at.saturating_sub(since) < probation).then_some(before)
+    fn come_back(&mut self, key: &Key, at: Duration, probation: Duration) -> Option<Left> {
+        let left = self.0.remove(key)?;
+        (at.saturating_sub(left.since) < probation).then_some(left)
     }
 }
 
@@ -100,27 +115,25 @@ impl Watch {
         self.module.identity().revision
     }
 
-    /// What a revision that replaces this one is compared with.
-    fn before(&mut self, settings: &BreakerSettings, at: Duration) -> Before {
-        if let Some(fresh) = &self.fresh {
-            return fresh.before.clone();
+    /// What it did, if it may be gone back to.
+    fn earned(&mut self, settings: &BreakerSettings, at: Duration) -> Option<(Revision, Baseline)> {
+        if self.fresh.is_some() {
+            return None;
         }
         self.window.note(at, self.tally.counts());
-        Before {
-            baseline: Baseline::of(self.window.recent(), settings, self.otherwise),
-            revision: Some(self.revision()),
-            _module: Some(self.module.clone()),
-        }
+        Some((self.revision(), Baseline::of(self.window.recent(), settings, self.otherwise)))
     }
 
-    fn look(&mut self, settings: &BreakerSettings, at: Duration) -> Option<News> {
+    fn look(&mut self, settings: &BreakerSettings, at: Duration, mode: BreakerMode) -> Option<News> {
         self.window.note(at, self.tally.counts());
         let recent = self.window.recent();
         let revision = self.revision();
         let fresh = self.fresh.as_mut()?;
-        if let Some(Finding { is_grave, reason }) = judge(settings, fresh.before.baseline, recent) {
+        if mode != BreakerMode::Off
+            && let Some(Finding { is_grave, reason }) = judge(settings, fresh.before.baseline, recent)
+        {
             let before = fresh.before.revision;
-            if is_grave && fresh.mode == BreakerMode::RollBack {
+            if is_grave && mode == BreakerMode::RollBack {
                 return Some(News::Trip(Trip { revision, before, reason }));
             }
             if fresh.warning.is_none() {
@@ -138,54 +151,86 @@ impl Watch {
     }
 }
 
+/// What is done about a live revision if it does far worse.
+fn mode_of(entry: &Entry, standing: Option<&Standing>, revision: Revision, mode: BreakerMode) -> BreakerMode {
+    match standing {
+        _ if entry.held.is_some() => BreakerMode::Off,
+        Some(standing) if standing.is_released(revision) => BreakerMode::Warn,
+        _ => mode,
+    }
+}
+
 impl Reloader {
     /// Remembers what a rule did whose file is gone.
-    pub(super) fn depart(&mut self, key: &Key, watch: Option<Watch>) {
-        let Some(mut watch) = watch else { return };
+    pub(super) fn depart(&mut self, key: &Key, mut entry: Entry) {
         let (settings, at) = (&self.pipeline.breaker, self.started.elapsed());
-        self.departed.leave(key, at, watch.before(settings, at), settings.probation);
+        let Some(watch) = &mut entry.watch else { return };
+        if let Some((revision, baseline)) = watch.earned(settings, at) {
+            entry.earned.note(revision, baseline);
+        }
+        let fresh = watch.fresh.clone().map(|fresh| (watch.revision(), fresh));
+        let left = Left { since: at, earned: entry.earned, fresh };
+        self.departed.leave(key, left, settings.probation);
     }
 
-    /// A watch over what goes live for a module; none where nothing does.
-    pub(super) fn watch(&mut self, key: &Key, candidate: &Candidate) -> Option<Watch> {
-        let Candidate::Module { module, .. } = candidate else { return None };
+    /// A watch over what goes live for a module; none where nothing does. `standings` are from before that.
+    pub(super) fn watch(&mut self, key: &Key, candidate: &Candidate, standings: &Standings) -> Option<Watch> {
         let settings = &self.pipeline.breaker;
         if key.2 || settings.mode == BreakerMode::Off {
             return None;
         }
         let at = self.started.elapsed();
-        let revision = module.identity().revision;
-        let known = self.standings.get(&(key.0, key.1.clone())).and_then(|standing| standing.live);
-        let has_run = has_run(&self.standings);
-        let is_start = self.is_start;
-        let departed = self.departed.come_back(key, at, settings.probation);
         let entry = self.entries.get_mut(key)?;
-        let is_of_file =
-            entry.held.is_none() && entry.found.as_ref().is_some_and(|(found, ..)| *found == revision);
-        let before = match &mut entry.watch {
-            Some(watch) => watch.before(settings, at),
-            None if is_start && known.is_some() => {
-                Before { baseline: Baseline::Unknown, revision: known, _module: None }
+        let mut replaced = entry.watch.take();
+        if let Some((revision, baseline)) = replaced.as_mut().and_then(|watch| watch.earned(settings, at)) {
+            entry.earned.note(revision, baseline);
+        }
+        let Candidate::Module { module, .. } = candidate else { return None };
+        let revision = module.identity().revision;
+        let standing = standings.get(&(key.0, key.1.clone()));
+        let is_broken = |revision| standing.is_some_and(|standing| standing.is_broken(revision));
+        let mut left = None;
+        if replaced.is_none() {
+            left = self.departed.come_back(key, at, settings.probation);
+            if let Some(left) = &mut left {
+                entry.earned = std::mem::take(&mut left.earned);
             }
-            None => {
-                let none = Before { baseline: Baseline::NoRule, revision: None, _module: None };
-                departed.unwrap_or(none)
+            // What ran when the process before this one ended, or what did before that was broken.
+            let known = standing.filter(|standing| self.is_start && standing.live.is_some());
+            if let Some(known) = known
+                && let Some(known) = known.live.filter(|live| !is_broken(*live)).or(known.previous)
+            {
+                entry.earned.note(known, Baseline::Unknown);
             }
+        }
+        let fallback = entry.earned.fallback(is_broken);
+        let before = match fallback {
+            Some((revision, baseline)) => Before { baseline, revision: Some(revision) },
+            None => Before { baseline: Baseline::NoRule, revision: None },
         };
-        let is_as_it_was = before.revision == Some(revision) || (is_start && !has_run);
+        let hold = standing.and_then(|standing| standing.hold.as_ref());
+        let hold = hold.filter(|hold| entry.held.is_some() && hold.run == Some(revision));
+        // A person goes back to what had earned it, or the breaker of another host to what had earned it there.
+        let is_back = hold.is_some_and(|hold| {
+            hold.is_of_breaker() || (!is_broken(revision) && entry.earned.baseline(revision).is_some())
+        });
+        let is_as_it_was =
+            before.revision == Some(revision) || is_back || (self.is_start && !has_run(standings));
         // There is no stream without a mapper, so there is nothing to go back to.
         let is_only_mapper = key.0 == Stage::Map && before.revision.is_none();
+        let fresh = (!is_as_it_was && !is_only_mapper).then(|| match left.and_then(|left| left.fresh) {
+            Some((same, fresh)) if same == revision => fresh,
+            _ => Fresh { probation: Probation { since: at }, before, warning: None },
+        });
         let tally = self.with.registry.tally(&self.pipeline.name, module.identity());
         let window = Window::new(settings, at, tally.counts());
-        let otherwise = if is_as_it_was { before.baseline } else { Baseline::Unknown };
-        let mode = if entry.rolled_back == Some(revision) { BreakerMode::Warn } else { settings.mode };
-        let fresh = (is_of_file && !is_as_it_was && !is_only_mapper).then(|| Fresh {
-            probation: Probation { since: at },
-            mode,
-            before,
-            warning: None,
+        let otherwise = entry.earned.baseline(revision).unwrap_or(Baseline::Unknown);
+        let replaced = replaced.and_then(|watch| match before.revision {
+            Some(before) if watch.revision() == before => Some(watch.module),
+            _ => watch.kept,
         });
-        Some(Watch { module: module.clone(), tally, window, otherwise, fresh })
+        let kept = replaced.filter(|_| fresh.is_some());
+        Some(Watch { module: module.clone(), tally, window, otherwise, fresh, kept })
     }
 
     /// Looks at what became of records since, and does what has to be done about it.
@@ -193,8 +238,14 @@ impl Reloader {
         let at = self.started.elapsed();
         let mut has_news = false;
         let mut trips = Vec::new();
+        let settings = &self.pipeline.breaker;
         for (key, entry) in &mut self.entries {
-            match entry.watch.as_mut().and_then(|watch| watch.look(&self.pipeline.breaker, at)) {
+            let Some(mut watch) = entry.watch.take() else { continue };
+            let standing = self.standings.get(&(key.0, key.1.clone()));
+            let mode = mode_of(entry, standing, watch.revision(), settings.mode);
+            let news = watch.look(settings, at, mode);
+            entry.watch = Some(watch);
+            match news {
                 Some(News::Trip(trip)) => trips.push((key.clone(), trip)),
                 Some(News::Warned) => {
                     has_news = true;
@@ -228,11 +279,11 @@ impl Reloader {
             return self.pass().await;
         }
         let event = (EventKind::RolledBack, before, Some(revision));
-        let reason = format!("the breaker saw that {reason}");
+        let reason = format!("{BREAKER_SAW}{reason}");
         match self.decide_for_all(key, event, self.with.host.clone(), reason.clone()).await {
             Ok(()) => {
                 // Whoever reads in the status file that it is so finds it counted.
-                tracing::error!(pipeline, module, %revision, back, reason, "rolled back");
+                tracing::error!(pipeline, module, %revision, back, reason, "module rolled back by the breaker");
                 self.with.metrics.broke(&pipeline, &module, BreakerMode::RollBack);
                 self.follow().await;
             }
@@ -258,22 +309,22 @@ mod tests {
         let probation = Duration::from_secs(600);
         let seconds = Duration::from_secs;
         let key = |name: &str| (Stage::Validate, name.to_owned(), false);
-        let before = |digit| Before {
-            baseline: Baseline::Unknown,
-            revision: Some(Revision([digit; 32])),
-            _module: None,
+        let left = |digit, at| {
+            let mut earned = Earned::default();
+            earned.note(Revision([digit; 32]), Baseline::Unknown);
+            Left { since: seconds(at), earned, fresh: None }
         };
         let mut departed = Departed::default();
-        departed.leave(&key("a"), seconds(0), before(1), probation);
-        departed.leave(&key("b"), seconds(10), before(2), probation);
-        let mut revision =
-            |name, at| departed.come_back(&key(name), seconds(at), probation).map(|before| before.revision);
-        assert_eq!(revision("a", 599), Some(before(1).revision));
-        assert_eq!(revision("a", 599), None, "it is back");
-        assert_eq!(revision("b", 610), None, "that is long ago");
+        departed.leave(&key("a"), left(1, 0), probation);
+        departed.leave(&key("b"), left(2, 10), probation);
+        let mut earned =
+            |name, at| departed.come_back(&key(name), seconds(at), probation).map(|left| left.earned);
+        assert_eq!(earned("a", 599), Some(left(1, 0).earned));
+        assert_eq!(earned("a", 599), None, "it is back");
+        assert_eq!(earned("b", 610), None, "that is long ago");
 
         for number in 0..100 {
-            departed.leave(&key(&number.to_string()), seconds(number * 100), before(3), probation);
+            departed.leave(&key(&number.to_string()), left(3, number * 100), probation);
         }
         assert_eq!(departed.0.len(), 6, "what nobody asks for is forgotten");
     }

@@ -76,6 +76,8 @@ impl Reloader {
             };
             let is_rebound =
                 current.as_ref().is_some_and(|current| !gate::are_same_tables(&current.tables, &tables));
+            // As it is before what goes live now: for a start, that is what the process before it left.
+            let before = self.standings.clone();
             if is_new || is_rebound {
                 if let Err(refusal) = self.keep(&chain, &candidates).await {
                     self.lacks = Some(AGAIN);
@@ -83,10 +85,13 @@ impl Reloader {
                         self.refuse(&key, refusal.clone());
                     }
                     if candidates.is_empty() {
+                        let removed: Vec<_> = self.removed.iter().map(|key| key.1.as_str()).collect();
                         tracing::warn!(
                             pipeline = self.pipeline.name,
+                            removed = removed.join(", "),
+                            gate = refusal.gate.as_str(),
                             reason = refusal.reason,
-                            "a chain waits"
+                            "new chain waits"
                         );
                         // The rule goes on until its removal can be kept.
                         self.with.metrics.waiting(&self.pipeline.name);
@@ -99,7 +104,7 @@ impl Reloader {
                 self.refresh().await;
             }
             for (key, candidate) in candidates {
-                let watch = self.watch(&key, &candidate);
+                let watch = self.watch(&key, &candidate, &before);
                 let Some(entry) = self.entries.get_mut(&key) else { continue };
                 entry.live = match candidate {
                     Candidate::Module { module, .. } => Some(Live::now(module)),

@@ -41,7 +41,7 @@ impl Reloader {
                 && entry.live.is_some()
                 && !key.2
             {
-                self.depart(&key, entry.watch);
+                self.depart(&key, entry);
                 self.removed.insert(key);
             }
         }
@@ -101,9 +101,6 @@ impl Reloader {
                 (None, Some(content)) => Trial::File(content),
                 (None, None) => Trial::Refused,
             };
-            if let Some(Hold { kind: HoldKind::RolledBack, instead_of, .. }) = &hold {
-                entry.rolled_back = *instead_of;
-            }
             entry.held = hold.as_ref().map(|hold| (hold.kind, reason_of(hold)));
             self.decide(key.clone(), trial, cases, &standing, &mut candidates).await;
             if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.is_settled()) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::domain::breaker::Earned;
 use crate::domain::deployment::HoldKind;
 use crate::domain::retry::Retryability;
 use crate::domain::verdict::{Revision, Stage};
@@ -91,10 +92,10 @@ pub(super) struct Entry {
     pub(super) found: Option<(Revision, String, CasesContent)>,
     /// What is held in place of the file, and why.
     pub(super) held: Option<(HoldKind, String)>,
-    /// Revision of a file that was rolled back last; should it run again, somebody wants it to.
-    pub(super) rolled_back: Option<Revision>,
     /// How the live revision does, where a breaker watches it.
     pub(super) watch: Option<Watch>,
+    /// What the breaker may go back to.
+    pub(super) earned: Earned,
     /// Revision that was due when it was tried last.
     pub(super) tried: Option<Revision>,
     /// Why what was found, or what is held, is not live.
@@ -118,8 +119,8 @@ impl Entry {
             is_orphan: false,
             found: None,
             held: None,
-            rolled_back: None,
             watch: None,
+            earned: Earned::default(),
             tried: None,
             refusal: None,
             is_missing: false,

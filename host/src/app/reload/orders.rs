@@ -11,7 +11,7 @@ use super::gate::{self, DueCases, Trial};
 use super::scan::CasesFile;
 use super::{Key, Reloader};
 
-/// What is decided: the event, the revision that it holds, and the revision of the file that it stands in for.
+/// What is decided: the event, the revision that it holds or releases, and the revision of the file that it stands in for.
 type Decision = (EventKind, Option<Revision>, Option<Revision>);
 
 impl Reloader {
@@ -28,8 +28,12 @@ impl Reloader {
                 let done = self.act(&name, action, by, reason).await;
                 let (pipeline, module) = (&self.pipeline.name, &name);
                 match &done {
-                    Ok(outcome) => tracing::info!(pipeline, module, order = word, by = who, outcome, "order"),
-                    Err(error) => tracing::warn!(pipeline, module, order = word, by = who, %error, "order"),
+                    Ok(outcome) => {
+                        tracing::info!(pipeline, module, order = word, by = who, outcome, "order carried out")
+                    }
+                    Err(error) => {
+                        tracing::warn!(pipeline, module, order = word, by = who, %error, "order not carried out")
+                    }
                 }
                 let _ = answer.send(done);
             }
@@ -82,7 +86,7 @@ impl Reloader {
             ModuleAction::Pin { to } => self.pin(&key, to).await?,
             ModuleAction::Rollback { to } => self.rollback(&key, to).await?,
         };
-        let due = event.1;
+        let due = event.1.filter(|_| event.0 != EventKind::Released);
         if let Some(due) = due {
             self.rehearse(&key, due).await?;
         }
@@ -118,10 +122,14 @@ impl Reloader {
     fn release(&self, key: &Key) -> Result<Decision, OrderError> {
         // What does not count at the moment would again, were the file to hold what it held then.
         let standing = self.standings.get(&(key.0, key.1.clone()));
-        if standing.is_none_or(|standing| standing.hold.is_none()) {
+        let held = standing.and_then(|standing| Some((standing, standing.hold.as_ref()?)));
+        let Some((standing, hold)) = held else {
             return Err(OrderError::Refused(format!("module {} is neither rolled back nor pinned", key.1)));
-        }
-        Ok((EventKind::Released, None, None))
+        };
+        // Under a pin, the file may hold what was rolled back before: whoever lets it run wants it.
+        let is_doubted = |found: &Revision| standing.doubts.contains_key(found);
+        let released = hold.instead_of.or_else(|| self.found(key).filter(is_doubted));
+        Ok((EventKind::Released, released, None))
     }
 
     async fn pin(&self, key: &Key, to: Option<String>) -> Result<Decision, OrderError> {
@@ -147,14 +155,30 @@ impl Reloader {
             }
             None => {
                 let standing = self.standings.get(&(key.0, key.1.clone()));
+                let cure = match key.0 {
+                    Stage::Map => "copy a mended file",
+                    _ => "copy a mended file, or remove the file, which ends the rule",
+                };
                 standing.and_then(|standing| standing.previous).ok_or_else(|| {
-                    OrderError::Refused(format!("no other revision of module {name} was ever live"))
+                    OrderError::Refused(format!(
+                        "module {name} has no earlier revision to go back to; {cure}"
+                    ))
                 })?
             }
         };
         if found == Some(to) {
+            let entry = self.entries.get(key);
+            let refusal = entry.and_then(|entry| entry.refusal.as_ref());
+            let cure = match refusal {
+                _ if self.in_force(key) => "release it, since another is held in its place".to_owned(),
+                Some(refusal) => format!(
+                    "it is not taken, for it {}; copy a file that passes, or name another revision of its history",
+                    refusal.reason
+                ),
+                None => "it runs, and nothing has to be done".to_owned(),
+            };
             return Err(OrderError::Refused(format!(
-                "revision {to} is what the file of module {name} holds; if another is held in its place, release it"
+                "revision {to} is what the file of module {name} holds; {cure}"
             )));
         }
         Ok((EventKind::RolledBack, Some(to), found))
