@@ -79,6 +79,34 @@ async fn everything_is_looked_at_and_told() {
     insta::assert_snapshot!("all-is-well", text);
 
     let client = clickhouse::Client::default().with_url(&url);
+    let of = |engine: &str, columns: &str| {
+        format!(
+            "CREATE TABLE default.other ENGINE = {engine} ORDER BY tuple() \
+             SETTINGS non_replicated_deduplication_window = 10000 AS SELECT {columns} FROM default.purchases"
+        )
+    };
+    for (engine, columns, cure) in [
+        ("MergeTree", "* EXCEPT _offset", "add the columns _topic, _partition and _offset"),
+        ("ReplacingMergeTree", "*", "only of a plain MergeTree, and not of a ReplacingMergeTree"),
+    ] {
+        client.query(&of(engine, columns)).execute().await.expect("created");
+        let output = Command::new(PROGRAM)
+            .current_dir(repository())
+            .arg("check")
+            .env("SLUICE__KAFKA__BROKERS", &brokers)
+            .env("SLUICE__CLICKHOUSE__URL", &url)
+            .env("SLUICE__PIPELINES__PURCHASES__TABLES__PURCHASES", "other")
+            .env_remove("SLUICE_CONFIG")
+            .output()
+            .expect("sluice runs");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(
+            output.status.success() && text.contains("may lose a batch") && text.contains(cure),
+            "{text}"
+        );
+        client.query("DROP TABLE default.other").execute().await.expect("dropped");
+    }
+
     let alter = "ALTER TABLE default.purchases DROP COLUMN payment_currency, MODIFY COLUMN training_id String, \
                  ADD COLUMN coupon String";
     client.query(alter).execute().await.expect("altered");
