@@ -17,16 +17,15 @@ use rdkafka::error::KafkaError;
 use tokio::sync::mpsc;
 
 use crate::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
-use crate::domain::intent::PendingBatches;
 use crate::domain::ledger::{Delivery, Epoch, PartitionId};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
-use crate::pipeline::event::{Assignment, DeathNotice, Event, Taken};
+use crate::pipeline::event::{DeathNotice, Event, Taken};
 use crate::pipeline::ports::Tables;
 use crate::pipeline::workers::{Job, Refused, Workers};
 
 use super::copy::Copy;
-use super::group::{GroupContext, Slot, Slots, rebalance_timeout};
+use super::group::{GroupContext, Slot, rebalance_timeout};
 use super::offsets::GroupOffsets;
 use super::queue::Message;
 use super::transactions::{TransactionSettings, TransactionalOffsets};
@@ -217,10 +216,12 @@ struct Reader {
     told_held: usize,
 }
 
-/// What a read gave, in the order in which it happened.
-enum Outgoing {
-    Chunk { partition: PartitionId, epoch: Epoch, sequence: u64, chunk: Arc<Chunk> },
-    Restarted(Assignment),
+/// A chunk that a read gave.
+struct Outgoing {
+    partition: PartitionId,
+    epoch: Epoch,
+    sequence: u64,
+    chunk: Arc<Chunk>,
 }
 
 impl Reader {
@@ -313,8 +314,22 @@ impl Reader {
                     index
                 }
             };
-            if message.offset() < slots.slots[index].next_offset {
-                outgoing.push(restart(&mut slots, index, message.offset()));
+            let (offset, expected) = (message.offset(), slots.slots[index].next_offset);
+            if offset < expected {
+                match WentBack::of(expected, message.partition_end()) {
+                    WentBack::Repeated => {
+                        tracing::debug!(topic = message.topic(), partition, offset, expected, "a record comes again");
+                    }
+                    // What is in flight is of a log that is gone. Only the group's offset says what is settled.
+                    WentBack::OtherLog => {
+                        broken = broken.take().or(Some(format!(
+                            "topic {}, partition {partition}: offsets went back from {expected} to {offset}: the \
+                             topic was made again, or its log was cut off; start again, to go on at the group's offset",
+                            message.topic()
+                        )));
+                    }
+                }
+                return;
             }
             outgoing.extend(append(&mut slots.slots[index], &message, now, record_bytes));
         });
@@ -335,13 +350,8 @@ impl Reader {
             }
         }
         drop(slots);
-        for outgoing in outgoing {
-            match outgoing {
-                Outgoing::Restarted(assignment) => self.send(Event::Assigned(vec![assignment])),
-                Outgoing::Chunk { partition, epoch, sequence, chunk } => {
-                    self.dispatch(partition, epoch, sequence, chunk);
-                }
-            }
+        for Outgoing { partition, epoch, sequence, chunk } in outgoing {
+            self.dispatch(partition, epoch, sequence, chunk);
         }
     }
 
@@ -427,20 +437,20 @@ impl Reader {
     }
 }
 
-/// Begins a partition anew whose offsets went back: its topic was made again, or its log was cut off.
-/// Records that were read before are of another log; a builder's are forgotten with it.
-fn restart(slots: &mut Slots, index: usize, offset: i64) -> Outgoing {
-    let epoch = slots.next_epoch();
-    let slot = &mut slots.slots[index];
-    tracing::warn!(topic = %slot.id.topic, partition = slot.id.partition, expected = slot.next_offset, offset,
-        "offsets went back: the topic was made again or its log was cut off; reading on from there");
-    *slot = Slot { id: slot.id.clone(), epoch, next_sequence: 0, next_offset: offset, builder: None };
-    Outgoing::Restarted(Assignment {
-        partition: slot.id.clone(),
-        epoch,
-        position: Some(offset),
-        pending: PendingBatches::default(),
-    })
+/// What an offset below the one that comes next means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WentBack {
+    /// librdkafka hands out a record again that it fetched again, as happens around rebalances: it was read.
+    Repeated,
+    /// The log is shorter than what was read of it: these are other records.
+    OtherLog,
+}
+
+impl WentBack {
+    /// By the end of the partition, as the broker told it with the records.
+    fn of(expected: i64, end: Option<i64>) -> Self {
+        if end.is_some_and(|end| end >= expected) { Self::Repeated } else { Self::OtherLog }
+    }
 }
 
 /// Copies a message into its partition's builder; returns the chunk before when that was full.
@@ -470,5 +480,21 @@ fn finish(slot: &mut Slot) -> Option<Outgoing> {
     let (builder, _) = slot.builder.take()?;
     slot.next_sequence += 1;
     let (partition, epoch, sequence) = (slot.id.clone(), slot.epoch, slot.next_sequence - 1);
-    Some(Outgoing::Chunk { partition, epoch, sequence, chunk: Arc::new(builder.build()) })
+    Some(Outgoing { partition, epoch, sequence, chunk: Arc::new(builder.build()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_comes_again_is_told_from_one_of_another_log_by_the_end_of_the_partition() {
+        // 58,685 was read, and 58,683 comes: of the same log, to which nothing or something was added.
+        for end in [58_686, 58_690] {
+            assert_eq!(WentBack::of(58_686, Some(end)), WentBack::Repeated);
+        }
+        for end in [Some(58_685), Some(1), None] {
+            assert_eq!(WentBack::of(58_686, end), WentBack::OtherLog);
+        }
+    }
 }

@@ -33,6 +33,7 @@ unsafe impl Send for Pointers {}
 /// A message that librdkafka still owns.
 pub(super) struct Message<'a> {
     raw: &'a sys::rd_kafka_message_t,
+    client: *mut sys::rd_kafka_t,
 }
 
 impl MessageQueue {
@@ -99,7 +100,7 @@ impl MessageQueue {
             // SAFETY: librdkafka filled the first `count` pointers with messages that are ours to
             // destroy; `Message` cannot outlive the call.
             unsafe {
-                consume(Message { raw: &**message });
+                consume(Message { raw: &**message, client: pointers.client });
                 sys::rd_kafka_message_destroy(*message);
             }
         }
@@ -111,18 +112,8 @@ impl MessageQueue {
         let guard = self.pointers();
         let pointers = guard.as_ref()?;
         let topic = CString::new(topic).ok()?;
-        let (mut low, mut high) = (-1, -1);
-        // SAFETY: the client is valid, and the two integers are ours.
-        let error = unsafe {
-            sys::rd_kafka_get_watermark_offsets(
-                pointers.client,
-                topic.as_ptr(),
-                partition,
-                &raw mut low,
-                &raw mut high,
-            )
-        };
-        (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+        // SAFETY: the client is valid while the pointers are there.
+        unsafe { end_offset(pointers.client, &topic, partition) }
     }
 
     fn pointers(&self) -> MutexGuard<'_, Option<Pointers>> {
@@ -181,6 +172,13 @@ impl<'a> Message<'a> {
         self.raw.offset
     }
 
+    /// End of its partition, as far as the client has heard of it; no request is made.
+    pub(super) fn partition_end(&self) -> Option<i64> {
+        let topic = CString::new(self.topic()).ok()?;
+        // SAFETY: the queue is not closed while one of its messages is looked at, so the client is valid.
+        unsafe { end_offset(self.client, &topic, self.raw.partition) }
+    }
+
     /// Payload.
     pub(super) fn payload(&self) -> Option<&'a [u8]> {
         // SAFETY: librdkafka's pointer and length describe one buffer that lives as the message.
@@ -230,6 +228,17 @@ impl<'a> Message<'a> {
         }
         found
     }
+}
+
+/// # Safety
+/// `client` is valid.
+unsafe fn end_offset(client: *mut sys::rd_kafka_t, topic: &CStr, partition: i32) -> Option<i64> {
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is valid by this function's contract, and the two integers are ours.
+    let error = unsafe {
+        sys::rd_kafka_get_watermark_offsets(client, topic.as_ptr(), partition, &raw mut low, &raw mut high)
+    };
+    (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
 /// # Safety

@@ -416,7 +416,8 @@ impl Cluster {
         let asked = slot.draining.take().is_some();
         if asked {
             self.folder.event(format_args!("host {number} has drained: {status}"));
-            if !status.success() {
+            // One that was told to stop before it had begun has left nothing either.
+            if !status.success() && !words.contains("stopped before the start was complete") {
                 self.unfinished += 1;
                 self.folder.event(format_args!("host {number} had something unfinished: {words}"));
             }
