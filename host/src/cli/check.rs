@@ -237,15 +237,15 @@ async fn clickhouse(
             if pipeline.delivery == Delivery::ExactlyOnce {
                 schema.require_deduplication(preconditions::pending_inserts(table, &chained, partitions))?;
             }
-            Ok((schema.bind(output)?, schema.engine))
+            Ok((schema.bind(output)?, schema))
         })
         .await;
         let owner = format!("(pipelines.{}, output {})", pipeline.name, output.name);
         match bound {
-            Ok(Ok((bound, engine))) => {
+            Ok(Ok((bound, schema))) => {
                 fits(&bound, report)?;
                 if pipeline.delivery == Delivery::ExactlyOnce {
-                    outlives_kills(&bound, &engine, report)?;
+                    outlives_kills(&bound, &schema, report)?;
                 }
             }
             Ok(Err(SchemaError::NoTable { .. })) if due && config.clickhouse.migrate_at_start => {
@@ -280,16 +280,15 @@ fn fits(bound: &BoundTable, report: &mut Out) -> std::io::Result<()> {
 }
 
 /// Warns of a table that cannot be asked for what a killed server has lost (docs/DELIVERY.md, a token without rows).
-fn outlives_kills(bound: &BoundTable, engine: &str, report: &mut Out) -> std::io::Result<()> {
-    // These keep token and rows together.
-    let is_replicated = ["Replicated", "Shared"].iter().any(|prefix| engine.starts_with(prefix));
-    if is_replicated || bound.binding().can_be_doubted() {
+fn outlives_kills(bound: &BoundTable, schema: &TableSchema, report: &mut Out) -> std::io::Result<()> {
+    if schema.is_replicated() || bound.binding().can_be_doubted() {
         return Ok(());
     }
     let cure = if bound.shows_every_row {
         "add the columns _topic, _partition and _offset, by which sluice finds out and sends it again"
             .to_owned()
     } else {
+        let engine = &schema.engine;
         format!("only of a plain MergeTree, and not of a {engine}, can sluice find out and send it again")
     };
     let detail = format!("a server that is killed in the middle of an INSERT may lose a batch: {cure}");

@@ -215,6 +215,11 @@ impl TableSchema {
         self.unless(definitions.iter().filter_map(|definition| self.fault(definition)).collect())
     }
 
+    /// Whether replicas share the table's tokens and parts, which are kept together then.
+    pub fn is_replicated(&self) -> bool {
+        is_replicated(&self.engine)
+    }
+
     /// Binds an output to this table: checks its columns, finds those of provenance.
     ///
     /// # Errors
@@ -327,11 +332,15 @@ fn window_setting(engine: &str) -> Option<(&'static str, &'static str)> {
     if !engine.ends_with("MergeTree") {
         return None;
     }
-    if engine.starts_with("Replicated") || engine.starts_with("Shared") {
+    if is_replicated(engine) {
         Some((REPLICATED_WINDOW, "replicated_merge_tree_settings"))
     } else {
         Some(("non_replicated_deduplication_window", "merge_tree_settings"))
     }
+}
+
+fn is_replicated(engine: &str) -> bool {
+    engine.starts_with("Replicated") || engine.starts_with("Shared")
 }
 
 /// A numeric setting out of `MergeTree ORDER BY a SETTINGS x = 1, y = 2`.

@@ -213,12 +213,12 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
                         continue;
                     }
                     let held = self.held_of(batch, &selection, output, table).await;
-                    let marks = token.chars().rev().take_while(|mark| *mark == NEXT_TOKEN).count();
-                    if held.iter().all(|(_, offsets)| offsets.is_empty()) && marks < OTHER_TOKENS {
+                    let has_none = held.iter().all(|(_, offsets)| offsets.is_empty());
+                    if let Some(next) = next_token(&token).filter(|_| has_none) {
                         self.metrics.retries.with_label_values(&[&*self.pipeline, "reinsert"]).inc();
                         tracing::warn!(table = %table.table, token,
                             "clickhouse remembers these rows and has none of them; they go in under another token");
-                        queue.push((selection, format!("{token}{NEXT_TOKEN}")));
+                        queue.push((selection, next));
                     } else if *origin == Origin::Sealed {
                         let reason = "clickhouse remembers the rows of this record and does not have them";
                         let rejection = rejection(table, "rows_missing", reason.to_owned());
@@ -395,6 +395,12 @@ impl<S: Sink, D: DeadLetterSink> Inserter<S, D> {
         tracing::debug!(operation, reason, attempt, ?wait, "trying again");
         sleep(wait).await;
     }
+}
+
+/// The token after this one, unless there were enough.
+fn next_token(token: &str) -> Option<String> {
+    let marks = token.len() - token.trim_end_matches(NEXT_TOKEN).len();
+    (marks < OTHER_TOKENS).then(|| format!("{token}{NEXT_TOKEN}"))
 }
 
 /// Why the table of an output has no rows of a record.
