@@ -141,7 +141,7 @@ fn one_seed_is_one_run() {
 }
 
 /// What must have happened in some schedule, in the words of the trace: else the rest proves little.
-const CORNERS: [&str; 24] = [
+const CORNERS: [&str; 25] = [
     "is dead",
     "is frozen",
     "and replaced",
@@ -150,6 +150,7 @@ const CORNERS: [&str; 24] = [
     "lost its membership",
     ", lost",
     "some withheld",
+    "is handed out",
     "is cut off from kafka",
     "clickhouse is away",
     "not now",
@@ -205,7 +206,7 @@ fn finds_a_table_without_deduplication() {
 
 #[test]
 fn finds_rejections_that_are_not_recorded() {
-    finds(Planted::NoForced, 1_000);
+    finds(Planted::NoForced, 10_000);
 }
 
 #[test]
@@ -241,6 +242,11 @@ fn finds_pieces_under_tokens_of_their_own() {
 #[test]
 fn finds_tokens_that_are_believed() {
     finds(Planted::BelievedTokens, 1_000);
+}
+
+#[test]
+fn finds_records_that_come_again_and_are_taken_for_those_of_another_log() {
+    finds(Planted::TakenForOtherLog, 1_000);
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod intent;
 pub mod ledger;
 pub mod module;
 pub mod provenance;
+pub mod reading;
 pub mod retry;
 pub mod row;
 pub mod secret;

@@ -1,8 +1,8 @@
 //! Group: what librdkafka calls back into when partitions come and go, and what of them is ours.
 //!
-//! State: a slot for every assigned partition, with its epoch, sequence and chunk builder, and the
-//! troubles of the group. Callbacks run on the intake thread, inside its `poll`, so the mutexes are
-//! never contended; they are there because librdkafka's types ask for `Sync`.
+//! State: a slot for every assigned partition, with what is read of it, and the troubles of the group.
+//! Callbacks run on the intake thread, inside its `poll`, so the mutexes are never contended; they are
+//! there because librdkafka's types ask for `Sync`.
 //!
 //! Where a partition is read from is decided here, before it is assigned ([`position`](super::position)),
 //! or, exactly-once, soon after, once the tables were asked ([`withheld`](super::withheld));
@@ -23,8 +23,8 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 
-use crate::domain::chunk::ChunkBuilder;
 use crate::domain::ledger::{Delivery, Epoch, PartitionId};
+use crate::domain::reading::Reading;
 use crate::pipeline::event::{Assignment, Event};
 use crate::pipeline::ports::Tables;
 
@@ -52,27 +52,17 @@ const POSITION_PAUSE: Duration = Duration::from_millis(500);
 /// A partition that is ours.
 #[derive(Debug)]
 pub(super) struct Slot {
-    pub(super) id: PartitionId,
-    pub(super) epoch: Epoch,
-    pub(super) next_sequence: u64,
-    /// Least offset that the next record may have.
-    pub(super) next_offset: i64,
-    pub(super) builder: Option<(ChunkBuilder, Instant)>,
+    pub(super) reading: Reading,
+    /// When the oldest record that is in no chunk yet was read.
+    pub(super) waiting_since: Instant,
 }
 
 /// The partitions that are ours.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     pub(super) slots: Vec<Slot>,
+    /// The newest epoch: each is given once.
     epochs: Epoch,
-}
-
-impl Slots {
-    /// An epoch that was never given before.
-    pub(super) fn next_epoch(&mut self) -> Epoch {
-        self.epochs += 1;
-        self.epochs
-    }
 }
 
 /// How long the group waits in a rebalance for a member that does not answer (`max.poll.interval.ms`). All
@@ -273,11 +263,12 @@ impl GroupContext {
         let mut assigned = Vec::new();
         let mut slots = self.slots();
         for Position { partition: id, committed, read_from, pending } in positions {
-            let epoch = slots.next_epoch();
-            slots.slots.retain(|slot| slot.id != id);
+            slots.epochs += 1;
+            let epoch = slots.epochs;
+            slots.slots.retain(|slot| *slot.reading.partition() != id);
             assigned.push(Assignment { partition: id.clone(), epoch, position: committed, pending });
-            let next_offset = read_from.unwrap_or(0);
-            slots.slots.push(Slot { id, epoch, next_sequence: 0, next_offset, builder: None });
+            let reading = Reading::new(id, epoch, read_from.unwrap_or(0));
+            slots.slots.push(Slot { reading, waiting_since: Instant::now() });
         }
         drop(slots);
         // The flow is gone only when the pipeline is closing.
@@ -361,12 +352,12 @@ impl GroupContext {
         let mut slots = self.slots();
         for element in partitions.elements() {
             let partition = PartitionId { topic: element.topic().into(), partition: element.partition() };
-            let index = slots.slots.iter().position(|slot| slot.id == partition);
-            let slot = index.map(|index| slots.slots.swap_remove(index));
-            if self.withheld().remove(&partition) || slot.is_some() {
+            let index = slots.slots.iter().position(|slot| *slot.reading.partition() == partition);
+            let epoch = index.map(|index| slots.slots.swap_remove(index).reading.epoch());
+            if self.withheld().remove(&partition) || epoch.is_some() {
                 self.troubles().partition_reads(&partition.topic, partition.partition);
             }
-            revoked.extend(slot.map(|slot| (slot.id, slot.epoch)));
+            revoked.extend(epoch.map(|epoch| (partition, epoch)));
         }
         drop(slots);
         if lost {

@@ -1,10 +1,10 @@
 //! Intake: the one thread of a pipeline that reads Kafka: group membership, chunks, back-pressure.
 //!
-//! It owns the consumer, the partitions' chunk builders and epochs. Records are copied once, into
-//! their chunk's columns, and librdkafka's buffer is freed at once. While the byte budget is spent
-//! it reads nothing but goes on serving the group, so membership is kept and nothing is dropped.
-//! Records in a builder that is not full yet are not announced to the flow: when their partition
-//! goes, they are forgotten, and its next owner reads them again.
+//! It owns the consumer, and what is read of the partitions ([`domain::reading`](crate::domain::reading)).
+//! Records are copied once, into their chunk's columns, and librdkafka's buffer is freed at once. While the
+//! byte budget is spent it reads nothing but goes on serving the group, so membership is kept and nothing is dropped.
+//! Records of a chunk that is not full yet are not announced to the flow: when their partition goes,
+//! they are forgotten, and its next owner reads them again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use tokio::sync::mpsc;
 
-use crate::domain::chunk::{Chunk, ChunkBuilder, MAXIMUM_RECORDS};
-use crate::domain::ledger::{Delivery, Epoch, PartitionId};
+use crate::domain::chunk::MAXIMUM_RECORDS;
+use crate::domain::ledger::Delivery;
+use crate::domain::reading::{Arrival, ReadChunk};
 use crate::pipeline::binding::ChainSlot;
 use crate::pipeline::budget::Budget;
 use crate::pipeline::event::{DeathNotice, Event, Taken};
@@ -32,8 +33,8 @@ use super::transactions::{TransactionSettings, TransactionalOffsets};
 
 /// Longest wait for messages, and for rebalances while nothing may be read.
 const READ_TIMEOUT: Duration = Duration::from_millis(20);
-/// Longest time that a record waits in a builder while other partitions keep the reads full.
-const BUILDER_AGE: Duration = Duration::from_millis(20);
+/// Longest time that a record waits for its chunk to become full while other partitions keep the reads full.
+const WAITING_AGE: Duration = Duration::from_millis(20);
 /// How often the ends of the partitions and the state of the brokers are looked at.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait before full workers are asked again; the group is served meanwhile.
@@ -216,14 +217,6 @@ struct Reader {
     told_held: usize,
 }
 
-/// A chunk that a read gave.
-struct Outgoing {
-    partition: PartitionId,
-    epoch: Epoch,
-    sequence: u64,
-    chunk: Arc<Chunk>,
-}
-
 impl Reader {
     fn run(mut self) {
         let events = self.with.events.clone();
@@ -285,7 +278,7 @@ impl Reader {
         let consumer = self.consumer.clone();
         let context = consumer.context();
         let mut slots = context.slots();
-        let waiting = slots.slots.iter().any(|slot| slot.builder.is_some());
+        let waiting = slots.slots.iter().any(|slot| slot.reading.is_waiting());
         let timeout = if waiting { Duration::ZERO } else { READ_TIMEOUT };
         let now = Instant::now();
         let mut outgoing = Vec::new();
@@ -301,7 +294,8 @@ impl Reader {
                 Some((last, number, index)) if last == topic && number == partition => index,
                 _ => {
                     let found = slots.slots.iter().position(|slot| {
-                        slot.id.partition == partition && *slot.id.topic == *message.topic()
+                        let id = slot.reading.partition();
+                        id.partition == partition && *id.topic == *message.topic()
                     });
                     // A partition that was taken away while its messages were under way.
                     let Some(index) = found else { return };
@@ -314,24 +308,22 @@ impl Reader {
                     index
                 }
             };
-            let (offset, expected) = (message.offset(), slots.slots[index].next_offset);
-            if offset < expected {
-                match WentBack::of(expected, message.partition_end()) {
-                    WentBack::Repeated => {
-                        tracing::debug!(topic = message.topic(), partition, offset, expected, "a record comes again");
-                    }
-                    // What is in flight is of a log that is gone. Only the group's offset says what is settled.
-                    WentBack::OtherLog => {
-                        broken = broken.take().or(Some(format!(
-                            "topic {}, partition {partition}: offsets went back from {expected} to {offset}: the \
-                             topic was made again, or its log was cut off; start again, to go on at the group's offset",
-                            message.topic()
-                        )));
-                    }
+            let slot = &mut slots.slots[index];
+            let (offset, expected) = (message.offset(), slot.reading.next_offset());
+            match slot.reading.arrival(offset, || message.partition_end()) {
+                Arrival::New => outgoing.extend(take(slot, &message, now, record_bytes)),
+                Arrival::Again => {
+                    tracing::debug!(topic = message.topic(), partition, offset, expected, "a record comes again");
                 }
-                return;
+                // What is in flight is of a log that is gone. Only the group's offset says what is settled.
+                Arrival::OtherLog => {
+                    broken = broken.take().or(Some(format!(
+                        "topic {}, partition {partition}: offsets went back from {expected} to {offset}: the topic \
+                         was made again, or its log was cut off; start again, to go on at the group's offset",
+                        message.topic()
+                    )));
+                }
             }
-            outgoing.extend(append(&mut slots.slots[index], &message, now, record_bytes));
         });
         if let Some(reason) = broken {
             // Nothing of this read goes on: what follows the hole must not be committed past it.
@@ -341,17 +333,13 @@ impl Reader {
         // Everything that waits goes out when the queue ran dry, else only what has become old.
         let dry = count < maximum;
         for slot in &mut slots.slots {
-            if slot
-                .builder
-                .as_ref()
-                .is_some_and(|(_, since)| dry || now.duration_since(*since) >= BUILDER_AGE)
-            {
-                outgoing.extend(finish(slot));
+            if dry || now.duration_since(slot.waiting_since) >= WAITING_AGE {
+                outgoing.extend(slot.reading.finish());
             }
         }
         drop(slots);
-        for Outgoing { partition, epoch, sequence, chunk } in outgoing {
-            self.dispatch(partition, epoch, sequence, chunk);
+        for read in outgoing {
+            self.dispatch(read);
         }
     }
 
@@ -384,7 +372,8 @@ impl Reader {
         }
     }
 
-    fn dispatch(&mut self, partition: PartitionId, epoch: Epoch, sequence: u64, chunk: Arc<Chunk>) {
+    fn dispatch(&mut self, read: ReadChunk) {
+        let ReadChunk { partition, epoch, sequence, chunk } = read;
         let hold = self.with.budget.take(chunk.footprint());
         let (records, end) = (chunk.len() as u64, chunk.end_offset());
         self.send(Event::Consumed { partition, epoch, records, end });
@@ -400,8 +389,9 @@ impl Reader {
             .slots
             .iter()
             .filter_map(|slot| {
-                let end = context.queue.end_offset(&slot.id.topic, slot.id.partition)?;
-                Some((slot.id.clone(), end))
+                let id = slot.reading.partition();
+                let end = context.queue.end_offset(&id.topic, id.partition)?;
+                Some((id.clone(), end))
             })
             .collect();
         self.send(Event::EndOffsets(ends));
@@ -437,64 +427,14 @@ impl Reader {
     }
 }
 
-/// What an offset below the one that comes next means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WentBack {
-    /// librdkafka hands out a record again that it fetched again, as happens around rebalances: it was read.
-    Repeated,
-    /// The log is shorter than what was read of it: these are other records.
-    OtherLog,
-}
-
-impl WentBack {
-    /// By the end of the partition, as the broker told it with the records.
-    fn of(expected: i64, end: Option<i64>) -> Self {
-        if end.is_some_and(|end| end >= expected) { Self::Repeated } else { Self::OtherLog }
-    }
-}
-
-/// Copies a message into its partition's builder; returns the chunk before when that was full.
-fn append(
-    slot: &mut Slot,
-    message: &Message<'_>,
-    now: Instant,
-    record_bytes: &mut usize,
-) -> Option<Outgoing> {
+/// Copies a new message into the chunk that is being read; returns the one before where that was full.
+fn take(slot: &mut Slot, message: &Message<'_>, now: Instant, record_bytes: &mut usize) -> Option<ReadChunk> {
     let copy = Copy::of(message);
     *record_bytes = (*record_bytes * 7 + copy.bytes() + 64) / 8;
-    let offset = message.offset();
-    let full = match &slot.builder {
-        Some((builder, _)) if copy.is_refused_by(builder) => finish(slot),
-        _ => None,
-    };
-    slot.next_offset = offset + 1;
-    let (builder, _) = slot
-        .builder
-        .get_or_insert_with(|| (ChunkBuilder::new(slot.id.topic.clone(), slot.id.partition, offset), now));
-    copy.push_to(builder);
-    full
-}
-
-/// Takes a partition's builder as its next chunk.
-fn finish(slot: &mut Slot) -> Option<Outgoing> {
-    let (builder, _) = slot.builder.take()?;
-    slot.next_sequence += 1;
-    let (partition, epoch, sequence) = (slot.id.clone(), slot.epoch, slot.next_sequence - 1);
-    Some(Outgoing { partition, epoch, sequence, chunk: Arc::new(builder.build()) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_that_comes_again_is_told_from_one_of_another_log_by_the_end_of_the_partition() {
-        // 58,685 was read, and 58,683 comes: of the same log, to which nothing or something was added.
-        for end in [58_686, 58_690] {
-            assert_eq!(WentBack::of(58_686, Some(end)), WentBack::Repeated);
-        }
-        for end in [Some(58_685), Some(1), None] {
-            assert_eq!(WentBack::of(58_686, end), WentBack::OtherLog);
-        }
+    let was_waiting = slot.reading.is_waiting();
+    let full = slot.reading.take(message.offset(), copy.bytes(), |builder| copy.push_to(builder));
+    if full.is_some() || !was_waiting {
+        slot.waiting_since = now;
     }
+    full
 }

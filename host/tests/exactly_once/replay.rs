@@ -93,3 +93,25 @@ fn a_replay_that_is_allowed_is_one() {
     stage.finish(host);
     assert_eq!((stage.rows(), stage.letters()), (3, 2));
 }
+
+/// Offsets of the topic before mean nothing in the one after. Kafka has forgotten the group's; the table has not.
+#[test]
+fn a_topic_that_is_made_again_under_a_host_ends_it_and_is_not_taken_for_the_one_before() {
+    let stage = Stage::new("made_again", 1, "");
+    let configuration = stage.host("only");
+    let host = stage.start(&configuration);
+    stage.send(&[(0, "aaxaa")]);
+    host.wait_until("everything is settled", |_| stage.is_settled());
+    stage.make_again();
+    stage.send(&[(0, "bxb")]);
+    let (code, log) = host.wait_for_end();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("offsets went back from 5 to 0: the topic was made again"), "{log}");
+    assert_eq!((stage.committed(0), stage.rows(), stage.letters()), (None, 4, 1));
+
+    let host = Sluice::start(&configuration);
+    host.wait_until("the partition is held", |host| is_held(host, "4 rows of offsets 0 to 4"));
+    stage.execute("TRUNCATE TABLE made_again.texts");
+    stage.finish(host);
+    assert_eq!((stage.rows(), stage.letters()), (2, 2));
+}

@@ -1,7 +1,7 @@
 //! The stage of a test: a topic, a table and dead letters of its own, on servers that all tests share.
 //!
 //! Records are letters. The mapper makes a row of each, and the validator rejects those that its
-//! settings name (`testdata/guests/choosy.wat`). State: how many records each partition got. Invariant:
+//! settings name (`testdata/guests/choosy.wat`). State: how many records each partition has. Invariant:
 //! the topic is written here alone and without transactions, so offsets are dense.
 
 use std::collections::BTreeMap;
@@ -180,6 +180,14 @@ impl Stage {
             }
         }
         self.producer.flush(PATIENCE).expect("acknowledged");
+    }
+
+    /// Deletes the topic and makes it again, empty.
+    pub(crate) fn make_again(&self) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        self.servers.kafka.delete_topic(&self.name);
+        self.servers.kafka.create_topic(&self.name, sent.len() as i32);
+        sent.values_mut().for_each(|sent| *sent = 0);
     }
 
     /// Records sent to each partition.

@@ -7,13 +7,17 @@ use std::sync::mpsc::{TryRecvError, sync_channel};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use sluice::domain::chunk::{Chunk, ChunkBuilder};
+use sluice::domain::intent::PendingBatches;
 use sluice::domain::ledger::Epoch;
+use sluice::domain::reading::{Arrival, ReadChunk, Reading};
 use sluice::pipeline::binding::ChainSlot;
 use sluice::pipeline::budget::Budget;
 use sluice::pipeline::event::{Assignment, Event, Judged, Taken};
 
 use crate::group::{Heartbeat, Joined, heartbeat, join, leave};
 use crate::kafka::partition_id;
+use crate::planted::Planted;
 use crate::planting;
 use crate::ports::pause;
 use crate::process::Process;
@@ -22,9 +26,46 @@ use crate::world::{Server, World};
 
 struct Slot {
     partition: usize,
-    epoch: Epoch,
-    next_sequence: u64,
-    next_offset: i64,
+    reading: Reading,
+}
+
+/// What came of a fetch.
+struct Arrived {
+    /// Offsets that were passed over, or began the partition anew.
+    again: Vec<i64>,
+    restarted: Option<Assignment>,
+    chunk: Option<ReadChunk>,
+}
+
+impl Slot {
+    /// Takes in what was fetched of a log that goes to `end`. Where there is a `restart`, the newest epoch,
+    /// the partition begins anew at a record that comes again.
+    fn arrive(&mut self, fetched: &Chunk, end: i64, mut restart: Option<&mut Epoch>) -> Arrived {
+        let mut arrived = Arrived { again: Vec::new(), restarted: None, chunk: None };
+        for index in 0..fetched.len() {
+            let offset = fetched.offset(index);
+            match self.reading.arrival(offset, || Some(end)) {
+                Arrival::New => {}
+                Arrival::Again => {
+                    arrived.again.push(offset);
+                    let Some(newest) = restart.as_deref_mut() else { continue };
+                    *newest += 1;
+                    let (partition, epoch) = (self.reading.partition().clone(), *newest);
+                    self.reading = Reading::new(partition.clone(), epoch, offset);
+                    let pending = PendingBatches::default();
+                    let position = Some(offset);
+                    arrived.restarted = Some(Assignment { partition, epoch, position, pending });
+                }
+                Arrival::OtherLog => unreachable!("logs only grow"),
+            }
+            let payload = fetched.record(index).payload;
+            let push = |builder: &mut ChunkBuilder| builder.push(offset, 0, None, payload, []);
+            let full = self.reading.take(offset, 1, push);
+            assert!(full.is_none(), "a fetch is smaller than a chunk");
+        }
+        arrived.chunk = self.reading.finish();
+        arrived
+    }
 }
 
 /// See the module documentation.
@@ -162,7 +203,7 @@ impl Intake {
                 let listed = rules::listed(&pending);
                 format!("partition {partition} from {offset}, read on at {next_offset}, pending [{listed}]")
             });
-            self.slots.push(Slot { partition, epoch, next_sequence: 0, next_offset });
+            self.slots.push(Slot { partition, reading: Reading::new(id.clone(), epoch, next_offset) });
             assigned.push(Assignment { partition: id, epoch, position: Some(offset), pending });
         }
         self.send(Event::Assigned(assigned)).await;
@@ -177,7 +218,7 @@ impl Intake {
             return;
         }
         let partitions: Vec<_> =
-            gone.into_iter().map(|slot| (partition_id(slot.partition), slot.epoch)).collect();
+            gone.iter().map(|slot| (slot.reading.partition().clone(), slot.reading.epoch())).collect();
         let numbers: Vec<_> = partitions.iter().map(|(id, _)| id.partition).collect();
         self.process.note(|| format!("gives up {numbers:?}{}", if lost { ", lost" } else { "" }));
         let (release, released) = sync_channel(1);
@@ -188,26 +229,41 @@ impl Intake {
         self.process.note(|| format!("released {numbers:?}"));
     }
 
-    /// Takes a chunk in, where there is one; returns the time until the next.
+    /// Takes records in, where there are any; returns the time until the next.
     async fn read(&mut self) -> u64 {
-        let (chunk, slot, wait, judging) = {
+        let (wait, judging, arrived) = {
             let world = &mut *self.process.world.lock();
             if self.slots.is_empty() || self.budget.available() == 0 {
                 return world.random.between(5, 20);
             }
-            let (chunk, judging) = (world.plan.chunk, world.plan.judging);
             let index = world.random.below(self.slots.len() as u64) as usize;
+            let most = world.random.between(1, world.plan.chunk) as usize;
+            let (wait, judging) = (world.random.below(5), world.random.below(world.plan.judging + 1));
+            let back = if world.random.chance(world.plan.again) { world.random.between(1, 6) } else { 0 };
             let slot = &mut self.slots[index];
-            let most = world.random.between(1, chunk) as usize;
             let log = &world.kafka.logs[slot.partition];
-            let chunk = log.chunk(slot.partition, slot.next_offset, log.end, most);
-            (chunk, slot, world.random.below(5), world.random.below(judging + 1))
+            let from = slot.reading.next_offset() - back as i64;
+            let Some(fetched) = log.chunk(slot.partition, from, log.end, most) else { return 2 * wait + 1 };
+            let restart = (world.plan.planted == Some(Planted::TakenForOtherLog)).then_some(&mut self.epochs);
+            (wait, judging, slot.arrive(&fetched, log.end, restart))
         };
-        let Some(chunk) = chunk else { return 2 * wait + 1 };
-        let (sequence, epoch, end) = (slot.next_sequence, slot.epoch, chunk.end_offset());
-        (slot.next_sequence, slot.next_offset) = (sequence + 1, end);
+        let Arrived { again, restarted, chunk } = arrived;
+        if !again.is_empty() {
+            self.process.note(|| format!("is handed out {again:?} again"));
+        }
+        if let Some(assignment) = restarted {
+            self.send(Event::Assigned(vec![assignment])).await;
+        }
+        if let Some(chunk) = chunk {
+            self.dispatch(chunk, judging).await;
+        }
+        wait
+    }
+
+    async fn dispatch(&self, read: ReadChunk, judging: u64) {
+        let ReadChunk { partition, epoch, sequence, chunk } = read;
         let hold = self.budget.take(chunk.footprint());
-        let (partition, records) = (partition_id(slot.partition), chunk.len() as u64);
+        let (records, end) = (chunk.len() as u64, chunk.end_offset());
         self.send(Event::Consumed { partition, epoch, records, end }).await;
         let mut taken = Taken { epoch, sequence, chunk, chain: self.chain.current(), hold };
         let events = self.events.clone();
@@ -218,7 +274,6 @@ impl Intake {
             // The flow may have ended.
             drop(events.send(Event::Judged(Judged { taken, verdicts })).await);
         });
-        wait
     }
 
     async fn send(&self, event: Event) {

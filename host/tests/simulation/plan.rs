@@ -106,6 +106,8 @@ pub(crate) struct Plan {
     pub(crate) kinds: Vec<u8>,
     /// Chance that a record has an offset that does not follow.
     pub(crate) gaps: f64,
+    /// Chance that a fetch begins before its place, so that records come again.
+    pub(crate) again: f64,
     /// Whether one chain is missing in the archive.
     pub(crate) archive_gap: bool,
     pub(crate) batch_rows: usize,
@@ -192,6 +194,7 @@ impl Plan {
             chunk: *random.pick(&[1, 3, 8]),
             judging: *random.pick(&[1, 5, 30]),
             lost_rows: *random.pick(&[0.0, 0.0, 0.05, 0.2]),
+            again: *random.pick(&[0.0, 0.0, 0.02, 0.2]),
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) enum Planted {
     RandomPieces,
     /// Tables are said to have all that they are asked for.
     BelievedTokens,
+    /// A record that comes again begins its partition anew, as if it were of another log.
+    TakenForOtherLog,
     /// A host that was thrown out of the group inserts without a token.
     InsertAfterRevocation,
 }

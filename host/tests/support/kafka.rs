@@ -11,9 +11,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication, TopicResult};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaResult;
 use tempfile::TempDir;
+
+type Admin = AdminClient<DefaultClientContext>;
 
 /// A running broker. Methods panic with the script's words when something fails: this is for tests.
 pub struct ApacheKafka {
@@ -77,26 +80,38 @@ impl ApacheKafka {
 
     /// As [`create_topic`](Self::create_topic), with topic properties such as `max.message.bytes`.
     pub fn create_topic_with(&self, name: &str, partitions: i32, properties: &[(&str, &str)]) {
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", &self.bootstrap)
-            .create()
-            .expect("an admin client can be made");
         let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         for (key, value) in properties {
             topic = topic.set(key, value);
         }
+        self.administer(async |admin, options| admin.create_topics([&topic], options).await);
+    }
+
+    /// Deletes a topic; creating it anew may be refused for a moment.
+    pub fn delete_topic(&self, name: &str) {
+        self.administer(async |admin, options| admin.delete_topics(&[name], options).await);
+    }
+
+    fn administer(
+        &self,
+        operation: impl AsyncFnOnce(&Admin, &AdminOptions) -> KafkaResult<Vec<TopicResult>> + Send,
+    ) {
+        let admin: Admin = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()
+            .expect("an admin client can be made");
         let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
         // A thread of its own, since the calling test may itself run on a runtime.
         let results = std::thread::scope(|scope| {
-            let creation = scope.spawn(|| {
+            let administering = scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                Ok::<_, std::io::Error>(runtime.block_on(admin.create_topics([&topic], &options)))
+                Ok::<_, std::io::Error>(runtime.block_on(operation(&admin, &options)))
             });
-            creation.join().expect("the thread ends")
+            administering.join().expect("the thread ends")
         });
         let results = results.expect("a runtime can be made").expect("the broker answers the request");
         for result in results {
-            result.unwrap_or_else(|(topic, code)| panic!("topic {topic} could not be created: {code}"));
+            result.unwrap_or_else(|(topic, code)| panic!("topic {topic}: {code}"));
         }
     }
 

@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything that a test waits for.
@@ -65,16 +66,7 @@ impl Configuration {
             let mut said = String::new();
             stderr.read_to_string(&mut said).map(|_| said)
         });
-        let deadline = Instant::now() + PATIENCE;
-        let ended = loop {
-            match child.try_wait().expect("the child can be asked") {
-                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(30)),
-                ended => break ended,
-            }
-        };
-        if ended.is_none() {
-            child.kill().and_then(|()| child.wait()).expect("the child can be killed");
-        }
+        let ended = wait(&mut child);
         let said = reading.join().expect("the reader ends").expect("it says text");
         (ended.unwrap_or_else(|| panic!("sluice goes on: {said}")).code(), said)
     }
@@ -98,6 +90,7 @@ pub struct Sluice {
     child: Child,
     admin: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Sluice {
@@ -111,7 +104,7 @@ impl Sluice {
             .expect("the sluice program runs");
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
-        std::thread::spawn({
+        let reading = std::thread::spawn({
             let log = log.clone();
             move || {
                 for line in stderr.lines().map_while(Result::ok) {
@@ -130,7 +123,7 @@ impl Sluice {
             assert!(Instant::now() < deadline, "no admin address: {:?}", log.lock().unwrap());
             std::thread::sleep(Duration::from_millis(20));
         };
-        Self { child, admin, log }
+        Self { child, admin, log, reading: Some(reading) }
     }
 
     /// Answer of the admin server: status code and body.
@@ -215,6 +208,13 @@ impl Sluice {
         self.child.wait().expect("the child can be waited for");
     }
 
+    /// Waits until it ends by itself; the exit code and everything logged.
+    pub fn wait_for_end(mut self) -> (Option<i32>, String) {
+        let ended = wait(&mut self.child);
+        self.reading.take().map(JoinHandle::join).transpose().expect("the reader ends");
+        (ended.unwrap_or_else(|| panic!("sluice goes on: {}", self.log())).code(), self.log())
+    }
+
     /// SIGTERM, and the exit code.
     pub fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
@@ -230,6 +230,19 @@ impl Drop for Sluice {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until a child ends by itself; one that goes on is killed.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(ended) = child.try_wait().expect("the child can be asked") {
+            return Some(ended);
+        }
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    child.kill().and_then(|()| child.wait()).expect("the child can be killed");
+    None
 }
 
 fn admin_address(line: &str) -> Option<SocketAddr> {
