@@ -33,6 +33,7 @@ usage: kafka.sh COMMAND [OPTIONS]
   status                         say whether it runs; exit code 3 if not
   create-topic NAME PARTITIONS   create a topic (also: topic NAME PARTITIONS)
   topics                         list the topics
+  transactions -- ARGUMENTS      Apache Kafka's kafka-transactions.sh: list, describe-producers, find-hanging, abort...
 
 options
   --directory DIR      the broker's directory       (default KAFKA_DIRECTORY, or .cache/kafka/broker)
@@ -119,12 +120,13 @@ run_java() {
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# Below the ports that the system hands out for outgoing connections, so that none of those takes it.
+# Below the ports that the system hands out for outgoing connections, so that none of those takes it; and none of
+# those that the arguments name, which nobody listens on yet.
 free_port() {
   local candidate
   for _ in $(seq 100); do
     candidate=$((20000 + (RANDOM << 15 | RANDOM) % 12000))
-    if ! answers "$candidate"; then
+    if [[ " $* " != *" $candidate "* ]] && ! answers "$candidate"; then
       echo "$candidate"
       return
     fi
@@ -165,10 +167,12 @@ format() {
   if [ "$port" = 0 ]; then
     port=$(free_port)
   fi
-  local controller listener further='' advertised='' protocols=''
-  controller=$(free_port)
+  local controller listener taken further='' advertised='' protocols=''
+  controller=$(free_port "$port")
+  taken=("$port" "$controller")
   for listener in "${listeners[@]}"; do
-    further+=",${listener%%:*}://127.0.0.1:$(free_port)"
+    taken+=("$(free_port "${taken[@]}")")
+    further+=",${listener%%:*}://127.0.0.1:${taken[-1]}"
     advertised+="${listener%%:*}://127.0.0.1:${listener##*:},"
     protocols+=",${listener%%:*}:PLAINTEXT"
   done
@@ -341,10 +345,13 @@ halt() {
   rm -f "$directory/kafka.pid"
 }
 
-topic_tool() {
+# One of Apache Kafka's own tools, by its class.
+tool() {
+  local class=$1
+  shift
   broker_pid >/dev/null || die "no broker runs in $directory: start it with 'kafka.sh start'"
   fetch
-  run_java org.apache.kafka.tools.TopicCommand --bootstrap-server "127.0.0.1:$(broker_port)" "$@"
+  run_java "org.apache.kafka.tools.$class" --bootstrap-server "127.0.0.1:$(broker_port)" "$@"
 }
 
 # --- command line -----------------------------------------------------------------------------------
@@ -364,6 +371,11 @@ while [ $# -gt 0 ]; do
         --owner) owner=$2 ;;
       esac
       shift 2
+      ;;
+    --)
+      shift
+      arguments+=("$@")
+      break
       ;;
     -*) die "unknown option $1, see 'kafka.sh help'" ;;
     *)
@@ -407,10 +419,11 @@ case $command in
     ;;
   create-topic | topic)
     [ ${#arguments[@]} -eq 2 ] || die "usage: kafka.sh create-topic NAME PARTITIONS"
-    topic_tool --create --if-not-exists --topic "${arguments[0]}" --partitions "${arguments[1]}" \
+    tool TopicCommand --create --if-not-exists --topic "${arguments[0]}" --partitions "${arguments[1]}" \
       --replication-factor 1
     ;;
-  topics) topic_tool --list ;;
+  topics) tool TopicCommand --list ;;
+  transactions) tool TransactionsCommand "${arguments[@]}" ;;
   help | --help | -h) usage ;;
   *)
     usage >&2

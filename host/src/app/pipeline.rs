@@ -86,6 +86,7 @@ pub(super) struct Parts {
 /// What the transactions of a pipeline are made with.
 pub(super) fn transaction_settings(config: &Config, pipeline: &PipelineConfig) -> TransactionSettings {
     TransactionSettings {
+        topics: pipeline.topics.clone(),
         group: pipeline.group.clone(),
         instance: config.kafka.instance(),
         dead_letter_topic: pipeline.dead_letter_topic.clone(),

@@ -28,10 +28,12 @@ use crate::domain::reading::Reading;
 use crate::pipeline::event::{Assignment, Event};
 use crate::pipeline::ports::Tables;
 
+use super::identity::{Doubt, TopicIdentities};
 use super::intake::IntakeSettings;
 use super::log;
 use super::position::{self, Position, Unknown};
 use super::queue::MessageQueue;
+use super::transactions::HANGING_CURE;
 use super::withheld::{self, Looked, Withheld};
 
 /// Least [`rebalance_timeout`].
@@ -40,10 +42,6 @@ const REBALANCE_TIMEOUT: Duration = Duration::from_secs(120);
 const BEYOND_DRAIN: Duration = Duration::from_secs(60);
 /// Time after which the brokers have ended every transaction that may hold offsets.
 const UNSTABLE: Duration = Duration::from_secs(30);
-const UNSTABLE_CURE: &str = "; if the brokers can be reached, a transaction holds them that should have ended by \
-                             now: `kafka-transactions.sh find-hanging` finds and aborts one that the brokers know of; \
-                             if there is none, restart the broker that coordinates the group, which then reads the \
-                             offsets anew";
 /// Time without an assignment after which it is said what may be the cause.
 const HELD_UP: Duration = Duration::from_secs(30);
 /// Wait before they are asked for again.
@@ -153,6 +151,7 @@ impl Troubles {
 /// See the module documentation.
 pub(super) struct GroupContext {
     pub(super) queue: MessageQueue,
+    pub(super) identities: Arc<TopicIdentities>,
     slots: Mutex<Slots>,
     troubles: Mutex<Troubles>,
     withheld: Mutex<Withheld>,
@@ -176,6 +175,7 @@ impl GroupContext {
             Troubles { group: settings.group.clone(), joining: Some(Instant::now()), ..Troubles::default() };
         Self {
             queue: MessageQueue::detached(),
+            identities: Arc::default(),
             slots: Mutex::default(),
             troubles: Mutex::new(troubles),
             withheld: Mutex::default(),
@@ -204,7 +204,15 @@ impl GroupContext {
     ) -> Result<Vec<Position>, String> {
         let began = Instant::now();
         loop {
-            match position::look_up(consumer, partitions, self.from_latest, self.exactly_once) {
+            // First, since offsets found after that are of these topics, or of ones that the next commit notices.
+            let elements = partitions.elements();
+            let topics = elements.iter().map(|element| element.topic());
+            let looked_up = match self.identities.confirm(consumer.client(), topics) {
+                Ok(()) => position::look_up(consumer, partitions, self.from_latest, self.exactly_once),
+                Err(Doubt::MadeAgain(reason)) => return Err(reason),
+                Err(Doubt::Unknown(reason)) => Err(Unknown::Offsets(reason)),
+            };
+            match looked_up {
                 Ok(positions) => {
                     if self.troubles().offsets.take().is_some() {
                         self.tell_troubles();
@@ -218,7 +226,7 @@ impl GroupContext {
                 }
                 Err(Unknown::Offsets(reason)) if began.elapsed() >= self.position_patience => {
                     return Err(format!(
-                        "the committed offsets are not known after {}: {reason}{UNSTABLE_CURE}",
+                        "the committed offsets are not known after {}: {reason}{HANGING_CURE}",
                         humantime::format_duration(self.position_patience)
                     ));
                 }
@@ -228,7 +236,7 @@ impl GroupContext {
                 Err(Unknown::Offsets(reason)) => {
                     let mut trouble = format!("kafka: the committed offsets are not known yet: {reason}");
                     if began.elapsed() >= UNSTABLE {
-                        trouble.push_str(UNSTABLE_CURE);
+                        trouble.push_str(HANGING_CURE);
                     }
                     if self.troubles().offsets.replace(trouble.clone()).as_ref() != Some(&trouble) {
                         tracing::warn!(reason, "the committed offsets are not known yet; asking again");

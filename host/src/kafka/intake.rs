@@ -143,7 +143,9 @@ impl Intake {
     /// # Panics
     /// Never: the consumer is there until [`Self::close`].
     pub fn offset_store(&self) -> GroupOffsets {
-        GroupOffsets::new(self.consumer.clone().expect("the intake is not closed"))
+        let consumer = self.consumer.clone().expect("the intake is not closed");
+        let identities = consumer.context().identities.clone();
+        GroupOffsets::new(consumer, identities)
     }
 
     /// Where this group's offsets are committed exactly-once, each commit a transaction. One a pipeline:
@@ -160,7 +162,8 @@ impl Intake {
         settings: TransactionSettings,
     ) -> Result<TransactionalOffsets, KafkaError> {
         let consumer = self.consumer.as_ref().expect("the intake is not closed");
-        TransactionalOffsets::start(client, settings, Arc::downgrade(consumer))
+        let identities = consumer.context().identities.clone();
+        TransactionalOffsets::start(client, settings, Arc::downgrade(consumer), identities)
     }
 
     /// A handle that stops the reading, from anywhere.

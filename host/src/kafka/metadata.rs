@@ -328,6 +328,7 @@ mod tests {
         use rdkafka::types::RDKafkaApiKey;
 
         let transactions = TransactionSettings {
+            topics: vec!["purchases".into()],
             group: "sluice-purchases".into(),
             instance: "one".into(),
             dead_letter_topic: "purchases.dead-letters".into(),

@@ -1,7 +1,7 @@
 //! Kafka: consumer group and intake, dead-letter producer, offsets, transactions.
 //!
-//! Everything goes through librdkafka (crate `rdkafka`); unsafe code is in `queue`
-//! and `membership`, and where `intake` and `slices` give the former a client's handle.
+//! Everything goes through librdkafka (crate `rdkafka`); unsafe code is in `queue`, `membership`
+//! and `identity`, and where `intake` and `slices` give the former a client's handle.
 
 use rdkafka::config::RDKafkaLogLevel;
 
@@ -9,6 +9,7 @@ pub mod client;
 mod copy;
 pub mod dead_letters;
 mod group;
+mod identity;
 pub mod inspection;
 pub mod intake;
 mod membership;

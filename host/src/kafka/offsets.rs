@@ -9,35 +9,38 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::pipeline::ports::{Commit, CommitError, CommitPoint, OffsetStore};
 
+use super::identity::TopicIdentities;
 use super::intake::GroupConsumer;
 
 /// See the module documentation.
 #[derive(Clone)]
 pub struct GroupOffsets {
     consumer: Arc<GroupConsumer>,
+    identities: Arc<TopicIdentities>,
 }
 
 impl GroupOffsets {
-    pub(super) fn new(consumer: Arc<GroupConsumer>) -> Self {
-        Self { consumer }
+    pub(super) fn new(consumer: Arc<GroupConsumer>, identities: Arc<TopicIdentities>) -> Self {
+        Self { consumer, identities }
     }
 }
 
 impl OffsetStore for GroupOffsets {
     async fn commit(&self, commit: Commit) -> Result<(), CommitError> {
-        let consumer = self.consumer.clone();
-        let points = commit.points;
+        let Self { consumer, identities } = self.clone();
         let commit = move || {
-            let list = list(&points)?;
-            consumer.commit(&list, CommitMode::Sync)
+            identities.confirm(consumer.client(), topics(&commit.points))?;
+            let committed = list(&commit.points).and_then(|list| consumer.commit(&list, CommitMode::Sync));
+            committed.map_err(|error| CommitError::Refused(format!("kafka refuses the offsets: {error}")))
         };
-        match tokio::task::spawn_blocking(commit).await {
-            Ok(answer) => {
-                answer.map_err(|error| CommitError::Refused(format!("kafka refuses the offsets: {error}")))
-            }
-            Err(error) => Err(CommitError::Refused(format!("the commit did not run: {error}"))),
-        }
+        let done = tokio::task::spawn_blocking(commit).await;
+        done.unwrap_or_else(|error| Err(CommitError::Refused(format!("the commit did not run: {error}"))))
     }
+}
+
+/// The topics of points.
+pub(super) fn topics(points: &[CommitPoint]) -> impl Iterator<Item = &str> {
+    points.iter().map(|point| &*point.topic)
 }
 
 /// Points as librdkafka takes them.

@@ -13,9 +13,11 @@
 //!   the same transactional id concludes what is open, and the committed offsets tell how it ended;
 //! - a producer whose transaction failed does no further one. A request that is still under way could
 //!   arrive in the next one, and move offsets back; and librdkafka miscounts its messages after one
-//!   was refused. Its successor concludes the transaction, and has a higher epoch, which fences the rest.
+//!   was refused. Its successor concludes the transaction, and has a higher epoch, which fences the rest;
+//! - no producer begins while anything that was there before it is undecided ([`leftovers`]).
 
 mod clients;
+mod leftovers;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,12 +36,16 @@ use crate::domain::verdict::DeadLetter;
 use crate::pipeline::ports::{Commit, CommitError, CommitPoint, OffsetStore};
 
 use super::dead_letters::{Envelope, QUEUE_FULL_WAIT, cure};
+use super::identity::TopicIdentities;
 use super::intake::GroupConsumer;
 use super::membership::{Membership, TransactionFault};
-use super::offsets::list;
+use super::offsets::{list, topics};
 use clients::{DELIVERY_TIMEOUT, TRANSACTION_TIMEOUT, TransactionContext, TransactionalProducer, reader};
 
+use leftovers::Leftovers;
+
 pub use clients::TransactionSettings;
+pub(super) use leftovers::HANGING_CURE;
 
 /// Longest single call, after which it is looked whether anybody still waits.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -88,6 +94,7 @@ impl TransactionalOffsets {
         client: ClientConfig,
         settings: TransactionSettings,
         consumer: Weak<GroupConsumer>,
+        identities: Arc<TopicIdentities>,
     ) -> Result<Self, ClientError> {
         let producer = settings.producer(client.clone());
         let mut session = Session {
@@ -95,10 +102,12 @@ impl TransactionalOffsets {
             client: producer,
             settings,
             consumer,
+            identities,
             closing: Arc::default(),
             producer: None,
             created: Instant::now(),
             is_initialised: false,
+            leftovers: None,
             fencings: VecDeque::new(),
         };
         // So that a bad setting shows here.
@@ -137,10 +146,13 @@ struct Session {
     client: ClientConfig,
     reader: ClientConfig,
     consumer: Weak<GroupConsumer>,
+    identities: Arc<TopicIdentities>,
     closing: Arc<AtomicBool>,
     producer: Option<TransactionalProducer>,
     created: Instant,
     is_initialised: bool,
+    /// What the producer's transactions must wait for; none once nothing is left.
+    leftovers: Option<Leftovers>,
     fencings: VecDeque<Instant>,
 }
 
@@ -179,11 +191,11 @@ impl Session {
                 }
             };
             if self.is_initialised {
-                return Ok(producer);
+                return self.wait_for_leftovers(producer, deadline);
             }
             let Err(fault) = producer.init_transactions(CALL_TIMEOUT).map_err(fault_of) else {
-                self.is_initialised = true;
-                return Ok(producer);
+                (self.is_initialised, self.leftovers) = (true, Some(Leftovers::default()));
+                return self.wait_for_leftovers(producer, deadline);
             };
             if let Some(reason) = self.settings.denial(fault.code) {
                 return Err(CommitError::Broken(reason));
@@ -199,6 +211,25 @@ impl Session {
                 return Err(CommitError::Refused(format!(
                     "kafka does not begin transactions: {fault}; check that the brokers can be reached"
                 )));
+            }
+        }
+    }
+
+    /// The producer, once nothing of before is undecided.
+    fn wait_for_leftovers(
+        &mut self,
+        producer: TransactionalProducer,
+        deadline: Instant,
+    ) -> Result<TransactionalProducer, CommitError> {
+        let Some(leftovers) = &mut self.leftovers else { return Ok(producer) };
+        match leftovers.look(&self.reader, &self.settings, deadline) {
+            Ok(()) => {
+                self.leftovers = None;
+                Ok(producer)
+            }
+            Err(reason) => {
+                self.producer = Some(producer);
+                Err(CommitError::Refused(format!("kafka: {reason}")))
             }
         }
     }
@@ -233,6 +264,10 @@ impl Session {
             ));
         };
         let producer = self.prepare()?;
+        if let Err(doubt) = self.identities.confirm(producer.client(), topics(&commit.points)) {
+            self.producer = Some(producer);
+            return Err(doubt.into());
+        }
         match self.transact(&producer, &membership, commit) {
             Ok(()) => {
                 self.producer = Some(producer);
@@ -291,12 +326,15 @@ impl Session {
             return Err(Failure::Abandoned(reason));
         }
         let asked = Instant::now();
+        let mut was_slow = None;
         while let Err(fault) = producer.commit_transaction(CALL_TIMEOUT).map_err(fault_of) {
             if !fault.retriable || asked.elapsed() >= OUTCOME_PATIENCE || self.is_closing() {
                 return Err(Failure::Unknown(fault.to_string()));
             }
+            was_slow = Some(fault);
         }
-        Ok(())
+        // A broker that crashed meanwhile may have left it hanging, and say that it is committed.
+        was_slow.map_or(Ok(()), |fault| Err(Failure::Unknown(fault.to_string())))
     }
 
     fn produce(&self, producer: &TransactionalProducer, letter: &DeadLetter) {

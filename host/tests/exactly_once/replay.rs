@@ -95,23 +95,53 @@ fn a_replay_that_is_allowed_is_one() {
 }
 
 /// Offsets of the topic before mean nothing in the one after. Kafka has forgotten the group's; the table has not.
-#[test]
-fn a_topic_that_is_made_again_under_a_host_ends_it_and_is_not_taken_for_the_one_before() {
-    let stage = Stage::new("made_again", 1, "");
+fn make_the_topic_again(name: &str, letters: &str, reason: &str) {
+    let stage = Stage::new(name, 1, "");
     let configuration = stage.host("only");
     let host = stage.start(&configuration);
     stage.send(&[(0, "aaxaa")]);
     host.wait_until("everything is settled", |_| stage.is_settled());
     stage.make_again();
-    stage.send(&[(0, "bxb")]);
+    stage.send(&[(0, letters)]);
     let (code, log) = host.wait_for_end();
     assert_eq!(code, Some(1));
-    assert!(log.contains("offsets went back from 5 to 0: the topic was made again"), "{log}");
+    assert!(log.contains(reason), "{log}");
     assert_eq!((stage.committed(0), stage.rows(), stage.letters()), (None, 4, 1));
 
     let host = Sluice::start(&configuration);
     host.wait_until("the partition is held", |host| is_held(host, "4 rows of offsets 0 to 4"));
-    stage.execute("TRUNCATE TABLE made_again.texts");
+    stage.execute(&format!("TRUNCATE TABLE {name}.texts"));
     stage.finish(host);
-    assert_eq!((stage.rows(), stage.letters()), (2, 2));
+    assert_eq!((stage.rows(), stage.letters()), (letters.len() as u64 - 1, 2));
+}
+
+#[test]
+fn a_topic_that_is_made_again_is_not_taken_for_the_one_before() {
+    make_the_topic_again("made_again", "bxb", "offsets went back from 5 to 0: the topic was made again");
+}
+
+/// The host reads on at offset 5, where there is a record.
+#[test]
+fn a_topic_that_is_made_again_and_is_longer_by_now_is_not_taken_for_the_one_before() {
+    make_the_topic_again("made_longer", "bbxbbbbb", "was made again while it was read: its id was");
+}
+
+/// Nothing is held at-least-once: the records that were read before the host noticed have two rows.
+#[test]
+fn at_least_once_every_record_of_a_topic_that_is_made_again_is_read() {
+    let stage = Stage::new("made_at_least", 1, "");
+    let configuration = stage.host("only").set(&stage.key("DELIVERY"), "at-least-once");
+    let host = stage.start(&configuration);
+    stage.send(&[(0, "aaxaa")]);
+    host.wait_until("everything is settled", |_| stage.is_settled());
+    stage.make_again();
+    stage.send(&[(0, "bbxbbbbb")]);
+    let (code, log) = host.wait_for_end();
+    assert_eq!(code, Some(1));
+    assert!(log.contains("was made again while it was read: its id was"), "{log}");
+    assert_eq!((stage.committed(0), stage.rows(), stage.letters()), (None, 7, 1));
+
+    let host = stage.start(&configuration);
+    stage.finish(host);
+    assert_eq!((stage.rows(), stage.letters()), (7 + 7, 2));
 }

@@ -115,6 +115,13 @@ impl ApacheKafka {
         }
     }
 
+    /// What `kafka-transactions.sh` prints.
+    pub fn transactions(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["--"];
+        all.extend(arguments);
+        self.script("transactions", &all)
+    }
+
     /// Ends the broker as a crash would (SIGKILL). The directory stays.
     pub fn kill(&self) {
         self.script("kill", &[]);

@@ -53,6 +53,7 @@ pub struct Member {
     intake: Option<Intake>,
     events: mpsc::Receiver<Event>,
     client: ClientConfig,
+    topics: Vec<String>,
     group: String,
 }
 
@@ -89,12 +90,14 @@ impl Member {
             tables: None,
         };
         let intake = Intake::start(client.clone(), settings, with).expect("the intake starts");
-        Self { intake: Some(intake), events: heard, client, group: group.to_owned() }
+        let topics = vec![topic.to_owned()];
+        Self { intake: Some(intake), events: heard, client, topics, group: group.to_owned() }
     }
 
     /// Its offsets, committed by transactions under this name.
     pub fn offsets(&self, instance: &str, dead_letter_topic: &str) -> TransactionalOffsets {
         let settings = TransactionSettings {
+            topics: self.topics.clone(),
             group: self.group.clone(),
             instance: instance.to_owned(),
             dead_letter_topic: dead_letter_topic.to_owned(),

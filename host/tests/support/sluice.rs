@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A configuration in a folder of its own: the shipped one with the test's addresses.
+#[derive(Clone)]
 pub struct Configuration {
     file: PathBuf,
     environment: Vec<(String, String)>,

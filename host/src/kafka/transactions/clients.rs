@@ -18,9 +18,12 @@ use crate::kafka::log;
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Age at which a dead letter that no broker has confirmed is given up, and its transaction with it.
 pub(super) const DELIVERY_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// What the transactions of a pipeline are made with.
 #[derive(Clone, Debug)]
 pub struct TransactionSettings {
+    /// Topics whose offsets are committed.
+    pub topics: Vec<String>,
     /// Consumer group, the same as the intake's.
     pub group: String,
     /// Name of this process among those of the group (`kafka.instance`).
