@@ -85,8 +85,10 @@ pub(super) struct Cluster {
     pub(super) exits: u64,
     /// Drains that ended with something unfinished.
     pub(super) unfinished: u64,
+    /// Places where a transaction hung that the broker's operator ended.
+    pub(super) ended: u64,
     /// Restarts of the broker as its operator would, since the group did not go on.
-    pub(super) cures: u64,
+    pub(super) restarted: u64,
     /// A host gave up, since the broker does not say how far the group is.
     offsets_unknown: bool,
     /// Why this run has failed, whatever the records say.
@@ -142,7 +144,8 @@ impl Cluster {
             kills: 0,
             exits: 0,
             unfinished: 0,
-            cures: 0,
+            ended: 0,
+            restarted: 0,
             offsets_unknown: false,
             trouble: Vec::new(),
             folder,
@@ -203,14 +206,35 @@ impl Cluster {
         String::from_utf8_lossy(&[before, now].concat()).into_owned()
     }
 
-    /// Restarts the broker where the group does not go on and the cause is the broker's
-    /// ([`opened_early`](super::group::opened_early), or offsets of the
-    /// group of which hosts say that they are not known). Returns whether it did.
+    /// Does what the broker's operator would where the group does not go on and the cause is the broker's: ends
+    /// transactions that hang, as `/ready` says, or restarts it ([`opened_early`](super::group::opened_early), or
+    /// offsets of the group of which hosts say that they are not known). Returns whether it did.
     pub(super) fn cure(&mut self) -> bool {
         if !self.has_broker() {
             return false;
         }
         let broker = self.broker.lock().unwrap_or_else(PoisonError::into_inner);
+        let hanging =
+            broker.transactions(&["find-hanging", "--broker-id", "1", "--max-transaction-timeout", "1"]);
+        let mut ended = 0;
+        for line in hanging.lines() {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let [topic, partition, _, _, _, start, ..] = columns[..] else { continue };
+            if start.parse::<u64>().is_err() {
+                continue; // The head of the table.
+            }
+            self.folder.event(format_args!(
+                "a transaction hangs in {topic} {partition} from {start} on; its operator ends it"
+            ));
+            let place = ["--topic", topic, "--partition", partition, "--start-offset", start];
+            broker.transactions(&[&["abort"][..], &place].concat());
+            ended += 1;
+        }
+        if ended > 0 {
+            self.ended += ended;
+            self.offsets_unknown = false;
+            return true;
+        }
         let log = std::fs::read(broker.directory().join("kafka.log")).unwrap_or_default();
         let is_early = opened_early(&String::from_utf8_lossy(&log), GROUP) > 0;
         if !is_early && !self.offsets_unknown {
@@ -218,7 +242,7 @@ impl Cluster {
         }
         broker.stop();
         drop(broker);
-        self.cures += 1;
+        self.restarted += 1;
         let state = if is_early {
             "opened the group's coordinator too early"
         } else {

@@ -196,9 +196,9 @@ fn run(settings: &Settings) -> ExitCode {
         findings.dead_letters
     );
     println!(
-        "chaos: Apache Kafka opened the group's coordinator too early {early} times; for that, or for offsets that \
-         stayed unknown, its operator restarted it {} times",
-        cluster.cures
+        "chaos: Apache Kafka opened the group's coordinator too early {early} times; where the group did not go on \
+         its operator restarted it {} times, and ended transactions that hung in {} places",
+        cluster.restarted, cluster.ended
     );
     for trouble in &cluster.trouble {
         println!("chaos: FAILED: {trouble}");
