@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Apache Kafka on loopback, for trying things and for tests: one broker that is its own controller (KRaft).
+# Apache Kafka on loopback, for trying things and for tests: one broker that is its own controller (KRaft), and
+# others that join it.
 # No image and no tarball: the jars come from Maven Central (pom.xml beside this file pins them).
 # Every broker lives in a directory of its own (settings, data, log, pid), so several run side by side.
 set -euo pipefail
@@ -13,6 +14,8 @@ home=$cache/kafka/$version
 directory=${KAFKA_DIRECTORY:-$cache/kafka/broker}
 port=${KAFKA_PORT:-9092}
 owner=
+join=
+node=1
 properties=()
 listeners=()
 
@@ -42,6 +45,8 @@ options
   --property KEY=VALUE a broker property; may be given several times (start)
   --listener NAME:PORT one more listener, NAME in capitals, on a free port that is printed; its clients are told
                        to come to PORT of loopback, where a proxy stands; may be given several times (start)
+  --join DIR           be a further broker of the cluster whose first one has that directory (start)
+  --node ID            number of that further broker: 2, 3, ... (start, with --join)
   --owner PID          kill the broker when this process ends (start; for tests)
 
 environment: SLUICE_CACHE (default .cache in the repository), KAFKA_JAVA_OPTIONS (replaces the JVM's options)
@@ -167,8 +172,22 @@ format() {
   if [ "$port" = 0 ]; then
     port=$(free_port)
   fi
-  local controller listener taken further='' advertised='' protocols=''
-  controller=$(free_port "$port")
+  local controller cluster listener taken roles further='' advertised='' protocols=''
+  if [ -n "$join" ]; then
+    roles=broker
+    controller=$(sed -n 's/^controller.quorum.voters=.*://p' "$join/server.properties")
+    cluster=$(sed -n 's/^cluster.id=//p' "$join/data/meta.properties")
+    if [ "$node" = 1 ] || [ -z "$cluster" ]; then
+      die "--join needs the directory of the first broker, which was started, and --node 2 or another number"
+    fi
+  else
+    roles=broker,controller
+    controller=$(free_port "$port")
+    further=",CONTROLLER://127.0.0.1:$controller"
+    cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')
+    # An id that starts with a dash would be taken for an option.
+    case $cluster in -*) cluster=k${cluster#-} ;; esac
+  fi
   taken=("$port" "$controller")
   for listener in "${listeners[@]}"; do
     taken+=("$(free_port "${taken[@]}")")
@@ -177,9 +196,9 @@ format() {
     protocols+=",${listener%%:*}:PLAINTEXT"
   done
   cat >"$directory/server.properties" <<EOF
-process.roles=broker,controller
-node.id=1
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller$further
+process.roles=$roles
+node.id=$node
+listeners=PLAINTEXT://127.0.0.1:$port$further
 advertised.listeners=${advertised}PLAINTEXT://127.0.0.1:$port
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT$protocols
 inter.broker.listener.name=PLAINTEXT
@@ -189,7 +208,7 @@ log.dirs=$directory/data
 auto.create.topics.enable=false
 delete.topic.enable=true
 
-# One broker: one replica of everything.
+# One broker: one replica of everything, unless --property says more.
 default.replication.factor=1
 min.insync.replicas=1
 offsets.topic.replication.factor=1
@@ -218,10 +237,6 @@ EOF
   for property in "${properties[@]}"; do
     echo "$property" >>"$directory/server.properties"
   done
-  local cluster
-  cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')
-  # An id that starts with a dash would be taken for an option.
-  case $cluster in -*) cluster=k${cluster#-} ;; esac
   run_java kafka.tools.StorageTool format --cluster-id "$cluster" --config "$directory/server.properties" \
     >"$directory/format.log" 2>&1 || {
     cat "$directory/format.log" >&2
@@ -361,7 +376,7 @@ command=${1:-help}
 arguments=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --directory | --port | --property | --listener | --owner)
+    --directory | --port | --property | --listener | --owner | --join | --node)
       [ $# -ge 2 ] || die "$1 needs a value, see 'kafka.sh help'"
       case $1 in
         --directory) directory=$2 ;;
@@ -369,6 +384,8 @@ while [ $# -gt 0 ]; do
         --property) properties+=("$2") ;;
         --listener) listeners+=("$2") ;;
         --owner) owner=$2 ;;
+        --join) join=$2 ;;
+        --node) node=$2 ;;
       esac
       shift 2
       ;;
@@ -384,6 +401,7 @@ while [ $# -gt 0 ]; do
       ;;
   esac
 done
+[ -z "$join" ] || [ -e "$join/server.properties" ] || die "no broker was ever started in $join"
 # Absolute, whether it exists yet or not: it is part of the broker's command line.
 case $directory in /*) ;; *) directory=$PWD/$directory ;; esac
 

@@ -74,6 +74,41 @@ fn nothing_is_lost_when_the_host_is_killed_and_every_verdict_is_met() {
     assert_eq!(envelopes, traffic.faults());
 }
 
+/// Three brokers that are stopped in order and started again, one after the other, under load: whoever coordinates the
+/// group or the transactions is among them.
+#[test]
+fn brokers_that_are_restarted_one_after_the_other_hold_up_nothing() {
+    let mut cluster = ApacheKafka::start_cluster(3);
+    cluster[0].create_topic("purchases", 12);
+    cluster[0].create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
+    let brokers = cluster.iter().map(ApacheKafka::bootstrap).collect::<Vec<_>>().join(",");
+    let clickhouse = ClickHouse::start();
+    let sluice = Sluice::start(&configuration(&cluster[0], &clickhouse).set("KAFKA__BROKERS", &brokers));
+    let enough = AtomicBool::new(false);
+    let traffic = std::thread::scope(|scope| {
+        let sending = scope
+            .spawn(|| Traffic::generate(23, 100_000, 0.02).send_until(&brokers, "purchases", 500.0, &enough));
+        let more = || {
+            let settled = sluice.settled();
+            sluice.wait_until("more is settled", |sluice| sluice.settled() > settled + 1_000);
+        };
+        // Not the first one, which is the controller too, and the only one.
+        for broker in &mut cluster[1..] {
+            more();
+            broker.stop();
+            more();
+            broker.restart();
+        }
+        more();
+        enough.store(true, Ordering::Relaxed);
+        sending.join().expect("everything is sent")
+    });
+    sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
+    assert_eq!(sluice.stop(), Some(0));
+    let repeats = traffic.check(&brokers, "purchases", "purchases.dead-letters", &clickhouse);
+    assert_eq!(repeats, Repeats::default());
+}
+
 /// At-least-once, records since the last commit are read again: none is lost, some may be there twice. Here some
 /// are, since ClickHouse has rows that the killed host was never told of.
 #[test]

@@ -581,23 +581,24 @@ async fn what_a_killed_process_left_open_is_concluded_or_waited_for() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn answers_are_true_while_the_broker_crashes() {
+/// Commits one after the other, and does something to the broker in between.
+async fn answers_are_true_while(topic: &str, blows: usize, blow: impl Fn(&mut ApacheKafka)) {
     let mut kafka = start();
-    kafka.create_topic("crash", 1);
-    create_letters(&kafka, "crash.letters");
-    let mut member = join(&kafka, "crash", "crash");
+    kafka.create_topic(topic, 1);
+    let letters = format!("{topic}.letters");
+    create_letters(&kafka, &letters);
+    let mut member = join(&kafka, topic, topic);
     member.assigned(1).await;
-    let offsets = member.offsets("one", "crash.letters");
+    let offsets = member.offsets("one", &letters);
     let (enough, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let committing = tokio::spawn({
-        let (enough, done) = (enough.clone(), done.clone());
+        let (enough, done, topic) = (enough.clone(), done.clone(), topic.to_owned());
         async move {
             let goes_on = |answered: usize| {
                 done.store(answered, Ordering::Relaxed);
                 !enough.load(Ordering::Relaxed)
             };
-            commit_on(&offsets, "crash", 0, goes_on).await
+            commit_on(&offsets, &topic, 0, goes_on).await
         }
     });
     let more = async |count: usize| {
@@ -608,16 +609,76 @@ async fn answers_are_true_while_the_broker_crashes() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    for _ in 0..2 {
+    for _ in 0..blows {
         more(30).await;
-        kafka.kill();
-        kafka.restart();
+        blow(&mut kafka);
     }
     more(30).await;
     enough.store(true, Ordering::Relaxed);
     let answered = committing.await.expect("it ends");
-    assert_eq!(letters_of(&kafka, "crash"), answered);
+    assert_eq!(letters_of(&kafka, topic), answered);
     let last = *answered.last().expect("some");
-    assert_eq!(committed(kafka.bootstrap(), "crash", "crash", 0), Some((last, String::new())));
+    assert_eq!(committed(kafka.bootstrap(), topic, topic, 0), Some((last, String::new())));
+    member.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_true_while_the_broker_crashes() {
+    answers_are_true_while("crash", 2, |kafka| {
+        kafka.kill();
+        kafka.restart();
+    })
+    .await;
+}
+
+/// It is off the list of brokers for a moment when it goes on: librdkafka gives up its thread for that broker, and
+/// may never come back from sending offsets there.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_true_while_the_broker_freezes() {
+    answers_are_true_while("freeze", 4, |kafka| kafka.freeze(Duration::from_secs(5))).await;
+}
+
+/// librdkafka's issue 5511: where the group's coordinator goes off the list of brokers, and no broker's connection changes after
+/// that, sending offsets never comes back. Its mock cluster can do that on command.
+#[tokio::test(flavor = "multi_thread")]
+#[expect(unsafe_code, reason = "the rdkafka crate does not take mock brokers off the list")]
+async fn a_commit_that_librdkafka_forgets_is_made_with_another_producer() {
+    use rdkafka::mocking::MockCoordinator;
+    use rdkafka::producer::{BaseProducer, Producer as _};
+    let mut client = ClientConfig::new();
+    client.set("test.mock.num.brokers", "2");
+    let owner: BaseProducer = client.create().expect("a mock cluster");
+    let cluster = owner.client().mock_cluster().expect("it is there");
+    for topic in ["forgotten", "forgotten.letters"] {
+        cluster.create_topic(topic, 1, 1).expect("made");
+        cluster.partition_leader(topic, 0, Some(1)).expect("led");
+    }
+    let group = |broker| {
+        cluster.coordinator(MockCoordinator::Group("forgotten".into()), broker).expect("coordinated");
+    };
+    group(2);
+    cluster.coordinator(MockCoordinator::Transaction("forgotten-one".into()), 1).expect("coordinated");
+    let brokers = cluster.bootstrap_servers();
+    let mut member = Member::join(&brokers, "forgotten", "forgotten", Delivery::ExactlyOnce, &[]);
+    member.assigned(1).await;
+    let offsets = member.offsets("one", "forgotten.letters");
+    offsets.commit(commit("forgotten", 0, 1, "", Vec::new())).await.expect("committed");
+
+    group(1);
+    // SAFETY: the client has a mock cluster, and both are there.
+    let gone = unsafe {
+        let cluster = rdkafka_sys::rd_kafka_handle_mock_cluster(owner.client().native_ptr());
+        rdkafka_sys::rd_kafka_mock_broker_decommission(cluster, 2)
+    };
+    assert_eq!(gone, rdkafka_sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+    let began = Instant::now();
+    loop {
+        let next = offsets.commit(commit("forgotten", 0, 2, "", Vec::new()));
+        match tokio::time::timeout(PATIENCE, next).await.expect("an answer comes") {
+            Ok(()) => break,
+            Err(error) => assert!(began.elapsed() < PATIENCE, "nothing is committed any more: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     member.leave().await;
 }

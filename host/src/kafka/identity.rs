@@ -23,8 +23,8 @@ use rdkafka_sys as sys;
 
 use crate::pipeline::ports::CommitError;
 
-/// Longest wait for the brokers' answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for an answer, after which another broker is asked.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// See the module documentation.
 #[derive(Debug, Default)]

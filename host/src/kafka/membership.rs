@@ -32,6 +32,11 @@ pub(super) struct TransactionFault {
     pub(super) retriable: bool,
 }
 
+// SAFETY: librdkafka's group metadata is a value that nothing changes once it is made, and belongs to no thread.
+unsafe impl Send for Membership {}
+// SAFETY: as above.
+unsafe impl Sync for Membership {}
+
 impl From<RDKafkaError> for TransactionFault {
     fn from(error: RDKafkaError) -> Self {
         Self { code: error.code(), message: error.string(), retriable: error.is_retriable() }
@@ -59,7 +64,8 @@ impl Membership {
         (generation >= 0 && named).then_some(membership)
     }
 
-    /// Adds offsets to the transaction that `producer` has begun. Blocking, about `timeout`.
+    /// Adds offsets to the transaction that `producer` has begun. Blocking, about `timeout`; or for ever, where
+    /// librdkafka forgets about it.
     pub(super) fn send_offsets<C: ClientContext>(
         &self,
         producer: &Client<C>,

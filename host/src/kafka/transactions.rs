@@ -30,6 +30,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseRecord, Producer};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::oneshot;
 
 use crate::domain::verdict::DeadLetter;
@@ -60,6 +61,9 @@ const BEGINNING: Duration = Duration::from_secs(30);
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(2 * TRANSACTION_TIMEOUT.as_secs());
 /// Wait before a failed step is done again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Longest wait for a call that librdkafka does not bound: it may not come back at all where the group's coordinator
+/// goes off the list of brokers meanwhile (its issue 5511).
+const STUCK: Duration = Duration::from_secs(DELIVERY_TIMEOUT.as_secs() + 4);
 /// So often within a [`FENCING_PERIOD`] a producer may be fenced before another process must be the cause.
 const FENCINGS: usize = 3;
 const FENCING_PERIOD: Duration = Duration::from_secs(60);
@@ -111,7 +115,7 @@ impl TransactionalOffsets {
             fencings: VecDeque::new(),
         };
         // So that a bad setting shows here.
-        session.producer = Some(session.create()?);
+        session.producer = Some(Arc::new(session.create()?));
         let closing = session.closing.clone();
         let (requests, received) = channel();
         std::thread::Builder::new()
@@ -148,7 +152,7 @@ struct Session {
     consumer: Weak<GroupConsumer>,
     identities: Arc<TopicIdentities>,
     closing: Arc<AtomicBool>,
-    producer: Option<TransactionalProducer>,
+    producer: Option<Arc<TransactionalProducer>>,
     created: Instant,
     is_initialised: bool,
     /// What the producer's transactions must wait for; none once nothing is left.
@@ -180,14 +184,14 @@ impl Session {
     }
 
     /// The producer, ready to begin a transaction; every other one of its id is fenced by then.
-    fn prepare(&mut self) -> Result<TransactionalProducer, CommitError> {
+    fn prepare(&mut self) -> Result<Arc<TransactionalProducer>, CommitError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let producer = match self.producer.take() {
                 Some(producer) => producer,
                 None => {
                     (self.is_initialised, self.created) = (false, Instant::now());
-                    self.create().map_err(|error| CommitError::Broken(error.to_string()))?
+                    Arc::new(self.create().map_err(|error| CommitError::Broken(error.to_string()))?)
                 }
             };
             if self.is_initialised {
@@ -218,9 +222,9 @@ impl Session {
     /// The producer, once nothing of before is undecided.
     fn wait_for_leftovers(
         &mut self,
-        producer: TransactionalProducer,
+        producer: Arc<TransactionalProducer>,
         deadline: Instant,
-    ) -> Result<TransactionalProducer, CommitError> {
+    ) -> Result<Arc<TransactionalProducer>, CommitError> {
         let Some(leftovers) = &mut self.leftovers else { return Ok(producer) };
         match leftovers.look(&self.reader, &self.settings, deadline) {
             Ok(()) => {
@@ -268,7 +272,7 @@ impl Session {
             self.producer = Some(producer);
             return Err(doubt.into());
         }
-        match self.transact(&producer, &membership, commit) {
+        match self.transact(&producer, &Arc::new(membership), commit) {
             Ok(()) => {
                 self.producer = Some(producer);
                 Ok(())
@@ -294,8 +298,8 @@ impl Session {
 
     fn transact(
         &self,
-        producer: &TransactionalProducer,
-        membership: &Membership,
+        producer: &Arc<TransactionalProducer>,
+        membership: &Arc<Membership>,
         commit: &Commit,
     ) -> Result<(), Failure> {
         let began = Instant::now();
@@ -309,7 +313,7 @@ impl Session {
             self.produce(producer, letter);
         }
         // One call has all the time: where it runs out, librdkafka does not resume it.
-        while let Err(fault) = membership.send_offsets(producer.client(), &list, DELIVERY_TIMEOUT) {
+        while let Err(fault) = send_offsets(producer, membership, &list)? {
             if !fault.retriable || began.elapsed() >= DELIVERY_TIMEOUT || self.is_closing() {
                 return Err(self.give_up(producer, &fault, commit.letters.len()));
             }
@@ -430,6 +434,29 @@ impl Session {
             })
         }))
     }
+}
+
+/// Adds offsets to the transaction, on a thread of its own. If that never comes back, the producer and the thread
+/// stay with it: a successor of the producer fences whatever it still sends.
+fn send_offsets(
+    producer: &Arc<TransactionalProducer>,
+    membership: &Arc<Membership>,
+    list: &TopicPartitionList,
+) -> Result<Result<(), TransactionFault>, Failure> {
+    let (answer, answered) = channel();
+    let (producer, membership, list) = (producer.clone(), membership.clone(), list.clone());
+    let send = move || {
+        let sent = membership.send_offsets(producer.client(), &list, DELIVERY_TIMEOUT);
+        // Nobody waits any more where it took too long.
+        let _ = answer.send(sent);
+    };
+    if let Err(error) = std::thread::Builder::new().name("kafka-offsets".into()).spawn(send) {
+        return Err(Failure::Abandoned(format!("cannot start a thread: {error}")));
+    }
+    answered.recv_timeout(STUCK).map_err(|_| {
+        tracing::error!("librdkafka does not come back from a commit; going on with another producer");
+        Failure::Unknown("librdkafka does not come back from it".into())
+    })
 }
 
 fn fault_of(error: ClientError) -> TransactionFault {

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use tokio::time::Instant;
+use humantime::format_duration;
+use tokio::time::{Duration, Instant};
 
 use crate::domain::ledger::Plan;
 use crate::domain::retry::RetryPolicy;
@@ -19,6 +20,8 @@ use super::ports::{Commit, CommitError, CommitPoint, OffsetStore};
 use super::trouble::Trouble;
 
 const ABOUT: &str = "commit offsets";
+/// After which a commit that is not answered is told.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// How a commit ended.
 pub type Answer = (Plan, Result<(), CommitError>);
@@ -32,6 +35,7 @@ pub struct Committer<O> {
     pub(super) metrics: PipelineMetrics,
     pub(super) entropy: EntropySource,
     pub(super) in_flight: Option<BoxFuture<'static, Answer>>,
+    pub(super) began: Instant,
     pub(super) failures: u32,
     pub(super) not_before: Option<Instant>,
 }
@@ -45,6 +49,7 @@ impl<O: OffsetStore> Committer<O> {
     /// Begins a commit. Only while [`Self::is_free`].
     pub fn begin(&mut self, plan: Plan, letters: Vec<DeadLetter>) {
         debug_assert!(self.in_flight.is_none());
+        self.began = Instant::now();
         let point = |point: &crate::domain::ledger::Point| CommitPoint {
             topic: point.partition.topic.clone(),
             partition: point.partition.partition,
@@ -63,6 +68,14 @@ impl<O: OffsetStore> Committer<O> {
         let answer = commit.await;
         self.in_flight = None;
         answer
+    }
+
+    /// Tells of a commit that is not answered, until it is.
+    pub fn watch(&self, now: Instant) {
+        if self.in_flight.is_some() && now >= self.began + SLOW {
+            self.trouble
+                .report(ABOUT, &format!("kafka has not answered for more than {}", format_duration(SLOW)));
+        }
     }
 
     /// Takes note of how a commit ended: after a refusal the next one waits.

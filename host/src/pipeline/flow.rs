@@ -191,6 +191,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
             metrics: with.metrics.clone(),
             entropy,
             in_flight: None,
+            began: Instant::now(),
             failures: 0,
             not_before: None,
         };
@@ -309,6 +310,7 @@ impl<S: Sink, D: DeadLetterSink, O: OffsetStore, A: Archive> Flow<S, D, O, A> {
         self.start_deliveries();
         self.finish_revocation(now);
         if now >= self.status_due {
+            self.committer.watch(now);
             self.publish_status();
             self.status_due = now + STATUS_INTERVAL;
         }

@@ -165,7 +165,7 @@ fn stage_word<S: serde::Serializer>(stage: &Stage, serializer: S) -> Result<S::O
 pub struct ModuleEvent {
     /// RFC 3339, UTC, by the clock of the table that keeps it.
     pub at: String,
-    /// `live`, `removed`, `rolled-back`, `pinned` or `released`.
+    /// `live`, `removed`, `rolled-back`, `tripped`, `pinned` or `released`.
     pub event: String,
     /// Revision that the event is about: the one that went live, is held, or was rolled back and is
     /// released; none where none is. In hex, whole.

@@ -413,6 +413,24 @@ async fn nothing_is_committed_while_dead_letters_are_not_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_commit_that_is_not_answered_is_shown_until_it_is() {
+    let mut harness = Harness::start(BatchLimits::default());
+    *harness.world.commit_time.lock().unwrap() = seconds(40);
+    harness.assign(0, 1).await;
+    harness.feed(0, 1, 0, b"a").await;
+    sleep(seconds(8)).await;
+    assert_eq!(harness.status.borrow().not_ready, [] as [String; 0]);
+    sleep(seconds(10)).await;
+    let expected = ["commit offsets: kafka has not answered for more than 10s"];
+    assert_eq!(harness.status.borrow().not_ready, expected);
+    sleep(seconds(30)).await;
+    assert_eq!(harness.status.borrow().not_ready, [] as [String; 0]);
+    let (world, result) = harness.finish().await;
+    result.unwrap();
+    assert_eq!(world.committed(0), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_commit_is_made_again() {
     let mut harness = Harness::start(BatchLimits::default());
     *harness.world.commit_failures.lock().unwrap() = 3;

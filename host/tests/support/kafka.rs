@@ -1,4 +1,4 @@
-//! Apache Kafka itself, one broker a test: the script of `deploy/kafka` under a Rust handle.
+//! Apache Kafka itself, one broker a test, or a cluster of some: the script of `deploy/kafka` under a Rust handle.
 //!
 //! State: a temporary directory (settings, data, log, pid file) and the port. Invariants: the broker
 //! listens on loopback only; it is gone when the handle is dropped, or soon after the test process
@@ -22,6 +22,8 @@ type Admin = AdminClient<DefaultClientContext>;
 pub struct ApacheKafka {
     directory: TempDir,
     bootstrap: String,
+    /// Of the topics that it is told to make.
+    replicas: i32,
 }
 
 impl ApacheKafka {
@@ -38,14 +40,41 @@ impl ApacheKafka {
     /// As [`start_with`](Self::start_with), with further listeners, each for clients that come through a
     /// proxy: name and the proxy's port of loopback. Returns also where each of them listens, in order.
     pub fn start_behind(properties: &[(&str, &str)], listeners: &[(&str, u16)]) -> (Self, Vec<SocketAddr>) {
+        Self::start_somehow(&[], properties, listeners)
+    }
+
+    /// Some brokers that have every topic between them; the first one is the controller.
+    pub fn start_cluster(brokers: i32) -> Vec<Self> {
+        let replicas = brokers.to_string();
+        let properties = [
+            ("offsets.topic.replication.factor", &*replicas),
+            ("transaction.state.log.replication.factor", &*replicas),
+        ];
+        let mut cluster = vec![Self::start_with(&properties)];
+        for node in 2..=brokers {
+            let first = cluster[0].directory().to_str().expect("text").to_owned();
+            let joining = ["--join", &first, "--node", &node.to_string()];
+            cluster.push(Self::start_somehow(&joining, &properties, &[]).0);
+        }
+        for broker in &mut cluster {
+            broker.replicas = brokers;
+        }
+        cluster
+    }
+
+    fn start_somehow(
+        options: &[&str],
+        properties: &[(&str, &str)],
+        listeners: &[(&str, u16)],
+    ) -> (Self, Vec<SocketAddr>) {
         let directory = tempfile::Builder::new()
             .prefix("sluice-kafka-")
             .tempdir()
             .expect("a temporary directory can be made");
-        let mut kafka = Self { directory, bootstrap: String::new() };
+        let mut kafka = Self { directory, bootstrap: String::new(), replicas: 1 };
         let properties: Vec<String> =
             properties.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let mut arguments = vec!["--port", "0"];
+        let mut arguments = [&["--port", "0"], options].concat();
         for property in &properties {
             arguments.extend(["--property", property]);
         }
@@ -80,7 +109,7 @@ impl ApacheKafka {
 
     /// As [`create_topic`](Self::create_topic), with topic properties such as `max.message.bytes`.
     pub fn create_topic_with(&self, name: &str, partitions: i32, properties: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(self.replicas));
         for (key, value) in properties {
             topic = topic.set(key, value);
         }
@@ -125,6 +154,18 @@ impl ApacheKafka {
     /// Ends the broker as a crash would (SIGKILL). The directory stays.
     pub fn kill(&self) {
         self.script("kill", &[]);
+    }
+
+    /// Freezes the broker for a while (SIGSTOP): longer than its session, and it is fenced for a moment after that.
+    pub fn freeze(&self, time: Duration) {
+        let pid = std::fs::read_to_string(self.directory.path().join("kafka.pid")).expect("a broker");
+        let signal = |name: &str| {
+            let sent = Command::new("kill").args([name, pid.trim()]).status().expect("kill runs");
+            assert!(sent.success());
+        };
+        signal("-STOP");
+        std::thread::sleep(time);
+        signal("-CONT");
     }
 
     /// Stops the broker in order. The directory stays.

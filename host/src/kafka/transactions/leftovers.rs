@@ -21,9 +21,10 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::clients::TransactionSettings;
+use super::{ANSWER_TIMEOUT, PAUSE};
 
-/// Longest wait for one answer. An offset that a transaction holds is not answered at all.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for offsets. Those that a transaction holds are not answered at all.
+const OFFSETS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many partitions are named.
 const NAMED: usize = 5;
 
@@ -79,7 +80,7 @@ impl Leftovers {
             if Instant::now() >= deadline {
                 return Err(listed.complaint(settings));
             }
-            std::thread::sleep(super::PAUSE);
+            std::thread::sleep(PAUSE);
         }
     }
 }
@@ -160,7 +161,7 @@ impl Listed {
 
 /// Partitions of a topic; none where there is no such topic.
 fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, ClientError> {
-    let metadata = consumer.fetch_metadata(Some(topic), super::ANSWER_TIMEOUT)?;
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let mut partitions = Vec::new();
     for topic in metadata.topics() {
         match topic.error().map(Code::from) {
@@ -178,7 +179,7 @@ fn are_decided(consumer: &BaseConsumer, partitions: &[Held]) -> Result<bool, Cli
     for (topic, partition) in partitions {
         list.add_partition_offset(topic, *partition, Offset::Invalid)?;
     }
-    match consumer.committed_offsets(list, ANSWER_TIMEOUT) {
+    match consumer.committed_offsets(list, OFFSETS_TIMEOUT) {
         Ok(committed) => {
             committed.elements().iter().try_for_each(|element| element.error())?;
             Ok(true)
