@@ -154,10 +154,10 @@ fn a_revision_that_does_far_worse_goes_back_by_itself_and_one_that_does_not_stay
         assert_eq!(trips(sluice, "purchase-rules", "roll-back"), 2.0);
         assert_eq!(trips(sluice, "purchase-rules", "warn"), 0.0);
 
-        let kept = events(clickhouse, "purchase-rules", "rolled-back");
+        let kept = events(clickhouse, "purchase-rules", "tripped");
         assert_eq!(kept.len(), 2);
         for event in &kept {
-            assert_eq!(event.event, "rolled-back");
+            assert_eq!(event.event, "tripped");
             assert!(event.revision.starts_with(&first) && event.instead_of.len() == 64);
             assert!(!event.by.is_empty() && event.reason.contains(" of "), "{}", event.reason);
         }
@@ -182,7 +182,7 @@ fn a_new_rule_may_reject_much_but_not_all_and_who_releases_it_is_warned() {
             deployment.wait_for(EXTRA_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
         assert_eq!(status["live"], Value::Null, "there was no such rule before");
         assert!(reason(&status).contains("rolled back to no rule at all"), "{status}");
-        let kept = events(clickhouse, "extra", "rolled-back");
+        let kept = events(clickhouse, "extra", "tripped");
         assert_eq!((kept.len(), kept[0].revision.as_str()), (1, ""));
         let inserted = || {
             let count: Vec<u64> = clickhouse.rows("SELECT count() FROM purchases");
@@ -231,7 +231,7 @@ fn what_was_pinned_for_a_moment_is_nothing_to_go_back_to() {
         let first = live(&deployment.status(RULES_STATUS).unwrap());
         deployment.replace(RULES, &rejecting_all());
         deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
-        let bad = events(clickhouse, "purchase-rules", "rolled-back")[0].instead_of.clone();
+        let bad = events(clickhouse, "purchase-rules", "tripped")[0].instead_of.clone();
 
         // Somebody wants to see it for himself, and has seen enough.
         decide(clickhouse, "pinned", &bad);
@@ -265,7 +265,7 @@ fn a_rule_that_is_removed_and_copied_again_is_compared_with_what_was_there() {
             deployment.wait_for(RULES_STATUS, "rolled-back", |status| status["state"] == "rolled-back");
         assert_eq!(live(&status), first);
         assert!(reason(&status).contains("the revision before rejected"), "{status}");
-        let kept = events(clickhouse, "purchase-rules", "rolled-back");
+        let kept = events(clickhouse, "purchase-rules", "tripped");
         assert_eq!(kept.len(), 1);
         assert!(kept[0].revision.starts_with(&first), "{}", kept[0].revision);
         wait_for_records(sluice, 1_000);
@@ -303,7 +303,7 @@ fn a_breaker_that_is_to_warn_does_nothing_else() {
         assert_eq!(trips(sluice, "purchase-rules", "warn"), 1.0);
         wait_for_records(sluice, 1_000);
         assert_eq!(deployment.status(RULES_STATUS).unwrap()["state"], "live");
-        assert_eq!(events(clickhouse, "purchase-rules", "rolled-back").len(), 0);
+        assert_eq!(events(clickhouse, "purchase-rules", "tripped").len(), 0);
         assert_eq!(trips(sluice, "purchase-rules", "warn"), 1.0, "it is said once");
     });
 }

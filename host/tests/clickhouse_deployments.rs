@@ -89,7 +89,8 @@ async fn how_modules_stand_is_what_happened_to_them_in_the_order_of_their_host()
 
     let hold = |kind, run, instead_of| {
         let (by, reason) = ("host-1".into(), "it's ü\n\\ `why`".into());
-        Some(Hold { kind, run, instead_of, by, reason, since: "2026-01-02T03:04:05.000Z".into() })
+        let since = "2026-01-02T03:04:05.000Z".into();
+        Some(Hold { kind, run, instead_of, by, reason, since, is_of_breaker: false })
     };
     record(&deployments, RULES, &event(EventKind::RolledBack, Some(B), Some(A))).await;
     let rolled_back = hold(HoldKind::RolledBack, Some(B), Some(A));

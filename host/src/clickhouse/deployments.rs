@@ -151,8 +151,8 @@ impl Deployments {
              sequence UInt64 COMMENT 'Order of the events of one host within a millisecond: microseconds since \
              1970 by its own clock, and always more than before',\n    \
              event LowCardinality(String) COMMENT 'live: the revision of the file went live; removed: the file is \
-             gone; rolled-back: revision is held until the file is another than instead_of; pinned: revision is held \
-             until released; released: the file counts again',\n    \
+             gone; rolled-back: a person has revision held until the file is another than instead_of; tripped: the \
+             breaker has; pinned: revision is held until released; released: the file counts again',\n    \
              revision String COMMENT 'Revision that the event is about, in hex as in sluice_revisions; empty for \
              none',\n    \
              instead_of String COMMENT 'Revision of the file that a rollback stands in for, in hex; empty for \

@@ -15,8 +15,10 @@ pub enum EventKind {
     Live,
     /// The file is gone, and with it the module.
     Removed,
-    /// A revision is held in place of the file's, until the file's content changes.
+    /// A person has a revision held in place of the file's, until the file's content changes.
     RolledBack,
+    /// The breaker has.
+    Tripped,
     /// A revision is held whatever the file's content, until it is released.
     Pinned,
     /// Nothing is held any more: the file counts.
@@ -25,7 +27,8 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Live, Self::Removed, Self::RolledBack, Self::Pinned, Self::Released];
+    pub const ALL: [Self; 6] =
+        [Self::Live, Self::Removed, Self::RolledBack, Self::Tripped, Self::Pinned, Self::Released];
 
     /// The word by which it is kept.
     pub fn as_str(self) -> &'static str {
@@ -33,6 +36,7 @@ impl EventKind {
             Self::Live => "live",
             Self::Removed => "removed",
             Self::RolledBack => "rolled-back",
+            Self::Tripped => "tripped",
             Self::Pinned => "pinned",
             Self::Released => "released",
         }
@@ -43,10 +47,6 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 }
-
-/// How the reason of a rollback begins that the breaker decided; nothing else in an event tells it from
-/// what a person decided.
-pub const BREAKER_SAW: &str = "the breaker saw that ";
 
 /// An event that is to be kept. When it was is for the table to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,13 +87,8 @@ pub struct Hold {
     pub reason: String,
     /// Since when: RFC 3339, UTC.
     pub since: String,
-}
-
-impl Hold {
     /// Whether the breaker of some host decided it.
-    pub fn is_of_breaker(&self) -> bool {
-        self.kind == HoldKind::RolledBack && self.reason.starts_with(BREAKER_SAW)
-    }
+    pub is_of_breaker: bool,
 }
 
 /// What was decided last about a revision that was rolled back once.
@@ -136,19 +131,17 @@ impl Standing {
                     order.extend(revision);
                 }
                 EventKind::Removed => live = None,
-                EventKind::RolledBack => {
-                    let rollback =
-                        Hold { kind: HoldKind::RolledBack, run: revision, instead_of, by, reason, since };
-                    if let Some(bad) = instead_of {
-                        let is_broken =
-                            rollback.is_of_breaker() || doubts.get(&bad) == Some(&Doubt::ByBreaker);
+                EventKind::RolledBack | EventKind::Tripped | EventKind::Pinned => {
+                    let is_of_breaker = event == EventKind::Tripped;
+                    let kind = match event {
+                        EventKind::Pinned => HoldKind::Pinned,
+                        _ => HoldKind::RolledBack,
+                    };
+                    if let Some(bad) = instead_of.filter(|_| kind == HoldKind::RolledBack) {
+                        let is_broken = is_of_breaker || doubts.get(&bad) == Some(&Doubt::ByBreaker);
                         doubts.insert(bad, if is_broken { Doubt::ByBreaker } else { Doubt::ByPerson });
                     }
-                    hold = Some(rollback);
-                }
-                EventKind::Pinned => {
-                    hold =
-                        Some(Hold { kind: HoldKind::Pinned, run: revision, instead_of, by, reason, since });
+                    hold = Some(Hold { kind, run: revision, instead_of, by, reason, since, is_of_breaker });
                 }
                 EventKind::Released => {
                     // Where it does not say of what, what is held says it.
@@ -232,8 +225,8 @@ mod tests {
     fn broke(bad: Revision, good: Option<Revision>) -> NewEvent {
         NewEvent {
             instead_of: Some(bad),
-            reason: format!("{BREAKER_SAW}it rejected all"),
-            ..event(EventKind::RolledBack, good)
+            reason: "the breaker saw that it rejected all".into(),
+            ..event(EventKind::Tripped, good)
         }
     }
 
@@ -241,6 +234,7 @@ mod tests {
     fn what_the_breaker_rolled_back_is_no_way_back_until_somebody_releases_it() {
         let rolled_back = [live(A), live(B), broke(B, Some(A)), live(A), live(C)];
         assert_eq!(after(&rolled_back).previous, Some(A));
+        assert!(after(&rolled_back).hold.is_some_and(|hold| hold.is_of_breaker));
         assert!(after(&rolled_back).is_broken(B) && !after(&rolled_back).is_released(B));
         let rolled_back = [live(A), live(B), broke(B, Some(A)), live(A)];
         assert_eq!(after(&rolled_back).previous, None);
@@ -262,8 +256,12 @@ mod tests {
         let released = [broke(C, Some(A)), broke(B, Some(A)), event(EventKind::Released, None)];
         assert!(after(&released).is_broken(C) && after(&released).is_released(B));
 
-        // A person's rollback says nothing of records; but who releases it has seen them.
-        let by_person = [live(A), live(C), event(EventKind::RolledBack, Some(A)), live(A)];
+        // A person's rollback says nothing of records, in whatever words; but who releases it has seen them.
+        let by_person = NewEvent {
+            reason: "the breaker saw that it rejects".into(),
+            ..event(EventKind::RolledBack, Some(A))
+        };
+        let by_person = [live(A), live(C), by_person, live(A)];
         assert_eq!((after(&by_person).is_broken(C), after(&by_person).previous), (false, Some(C)));
         let mut released = by_person.to_vec();
         released.push(event(EventKind::Released, Some(C)));
@@ -285,7 +283,8 @@ mod tests {
         let released = event(EventKind::Released, None);
         let hold = |kind, run, instead_of, since: &str| {
             let (by, reason) = ("host-1".to_owned(), "because".to_owned());
-            Some(Hold { kind, run: Some(run), instead_of, by, reason, since: since.to_owned() })
+            let (run, since, is_of_breaker) = (Some(run), since.to_owned(), false);
+            Some(Hold { kind, run, instead_of, by, reason, since, is_of_breaker })
         };
         let standing = after(&[live(A), live(C), rolled_back.clone()]);
         assert_eq!(standing.hold, hold(HoldKind::RolledBack, A, Some(C), "t2"));

@@ -242,11 +242,18 @@ impl Hosts {
             pause(5).await;
         }
         rules::all_ended(&mut self.world.lock());
-        // Until whoever was thrown out has noticed, and every status has been published anew.
-        let drain_timeout = self.world.plan().drain_timeout;
-        pause(drain_timeout + 600).await;
-        for host in self.running.lock().expect("never poisoned").values() {
-            rules::accounted(&mut self.world.lock(), &host.status.borrow());
+        // Whoever was thrown out has yet to notice, and every status to be published anew.
+        let ended = self.world.lock().now();
+        loop {
+            pause(250).await;
+            let world = &mut *self.world.lock();
+            let running = self.running.lock().expect("never poisoned");
+            let status =
+                |host: &Host| rules::unaccounted(world.plan.delivery, &host.status.borrow()).cloned();
+            let Some(partition) = running.values().find_map(status) else { return };
+            if world.now() > ended + PATIENCE {
+                return world.violate(|| format!("accounts that do not add up: {partition:?}"));
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::clickhouse::deployments::Standings;
 use crate::domain::breaker::{
     Baseline, BreakerMode, BreakerSettings, Earned, Finding, Probation, Window, judge,
 };
-use crate::domain::deployment::{BREAKER_SAW, EventKind, Standing};
+use crate::domain::deployment::{EventKind, Standing};
 use crate::domain::verdict::{Revision, Stage};
 use crate::wasm::{Module, Tally};
 
@@ -212,7 +212,7 @@ impl Reloader {
         let hold = hold.filter(|hold| entry.held.is_some() && hold.run == Some(revision));
         // A person goes back to what had earned it, or the breaker of another host to what had earned it there.
         let is_back = hold.is_some_and(|hold| {
-            hold.is_of_breaker() || (!is_broken(revision) && entry.earned.baseline(revision).is_some())
+            hold.is_of_breaker || (!is_broken(revision) && entry.earned.baseline(revision).is_some())
         });
         let is_as_it_was =
             before.revision == Some(revision) || is_back || (self.is_start && !has_run(standings));
@@ -278,8 +278,8 @@ impl Reloader {
             // Another host was faster.
             return self.pass().await;
         }
-        let event = (EventKind::RolledBack, before, Some(revision));
-        let reason = format!("{BREAKER_SAW}{reason}");
+        let event = (EventKind::Tripped, before, Some(revision));
+        let reason = format!("the breaker saw that {reason}");
         match self.decide_for_all(key, event, self.with.host.clone(), reason.clone()).await {
             Ok(()) => {
                 // Whoever reads in the status file that it is so finds it counted.

@@ -409,7 +409,7 @@ mod tests {
         let events = serde_json::json!({"pipeline": "p", "name": "n", "events": [
             {"at": "2026-11-29T19:52:39.123Z", "event": "rolled-back", "revision": "ab".repeat(32),
              "instead_of": "cd".repeat(32), "by": "eve@desk", "reason": "rejects all"},
-            {"at": "2026-11-29T19:51:39.123Z", "event": "rolled-back", "revision": null,
+            {"at": "2026-11-29T19:51:39.123Z", "event": "tripped", "revision": null,
              "instead_of": "cd".repeat(32), "by": "host-1", "reason": "the breaker saw it"},
             {"at": "2026-11-29T19:50:39.123Z", "event": "removed", "revision": null, "instead_of": null,
              "by": "host-1", "reason": ""},
