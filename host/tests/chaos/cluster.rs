@@ -64,6 +64,7 @@ enum End {
     Heal(usize, Peer),
     StartClickHouse,
     StartBroker,
+    ContinueBroker,
 }
 
 /// See the module documentation.
@@ -186,7 +187,7 @@ impl Cluster {
 
     /// Whether a broker is there to be asked.
     pub(super) fn has_broker(&self) -> bool {
-        let away = |end: &End| matches!(end, End::StartBroker);
+        let away = |end: &End| matches!(end, End::StartBroker | End::ContinueBroker);
         !self.ends.iter().any(|(_, end)| away(end))
             && !self.restarts.iter().any(|(what, _)| *what == "the broker")
     }
@@ -408,6 +409,10 @@ impl Cluster {
                 let clickhouse = self.clickhouse.clone();
                 let restart = move || clickhouse.lock().unwrap_or_else(PoisonError::into_inner).restart();
                 self.restarts.push(("ClickHouse", std::thread::spawn(restart)));
+            }
+            End::ContinueBroker => {
+                self.broker.lock().unwrap_or_else(PoisonError::into_inner).signal("-CONT");
+                self.folder.event("the broker goes on");
             }
             End::StartBroker => {
                 let (broker, kept) = (self.broker.clone(), self.folder.broker_log());

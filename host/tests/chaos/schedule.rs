@@ -26,6 +26,8 @@ pub(super) enum Fault {
     Swap,
     /// SIGSTOP, mostly for longer than the session timeout, then SIGCONT.
     Freeze,
+    /// The same of the broker, which is off its own list of brokers for a moment after that.
+    FreezeBroker,
     /// Connections between a host and a server are cut.
     Cut,
     /// Everything between a host and a server takes longer.
@@ -41,7 +43,7 @@ pub(super) enum Fault {
 }
 
 /// How many of each are in the pack.
-const PACK: [(Fault, usize); 13] = [
+const PACK: [(Fault, usize); 14] = [
     (Fault::KillHost, 7),
     (Fault::KillClickHouse, 2),
     (Fault::KillBroker, 1),
@@ -49,6 +51,7 @@ const PACK: [(Fault, usize); 13] = [
     (Fault::Leave, 1),
     (Fault::Swap, 2),
     (Fault::Freeze, 2),
+    (Fault::FreezeBroker, 1),
     (Fault::Cut, 2),
     (Fault::Delay, 1),
     (Fault::Stall, 2),

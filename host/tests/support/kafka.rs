@@ -156,16 +156,18 @@ impl ApacheKafka {
         self.script("kill", &[]);
     }
 
-    /// Freezes the broker for a while (SIGSTOP): longer than its session, and it is fenced for a moment after that.
+    /// Freezes the broker for a while: longer than its session, and it is fenced for a moment after that.
     pub fn freeze(&self, time: Duration) {
-        let pid = std::fs::read_to_string(self.directory.path().join("kafka.pid")).expect("a broker");
-        let signal = |name: &str| {
-            let sent = Command::new("kill").args([name, pid.trim()]).status().expect("kill runs");
-            assert!(sent.success());
-        };
-        signal("-STOP");
+        self.signal("-STOP");
         std::thread::sleep(time);
-        signal("-CONT");
+        self.signal("-CONT");
+    }
+
+    /// Sends the broker a signal.
+    pub fn signal(&self, name: &str) {
+        let pid = std::fs::read_to_string(self.directory.path().join("kafka.pid")).expect("a broker");
+        let sent = Command::new("kill").args([name, pid.trim()]).status().expect("kill runs");
+        assert!(sent.success());
     }
 
     /// Stops the broker in order. The directory stays.

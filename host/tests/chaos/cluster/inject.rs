@@ -32,6 +32,7 @@ impl Cluster {
                 frozen.frozen = true;
                 self.later(lasting, End::Continue(slot));
             }),
+            Fault::FreezeBroker => self.freeze_broker(event),
             Fault::Cut | Fault::Delay | Fault::Stall | Fault::Refuse => self.network(event),
             Fault::SwallowCommit => self.swallow(event, Peer::Kafka),
             Fault::SwallowInsert => self.swallow(event, Peer::ClickHouse),
@@ -83,6 +84,18 @@ impl Cluster {
         self.kills += 1;
         self.folder.event("the broker killed");
         self.later(event.lasting(200, 3_000), End::StartBroker);
+        Some(())
+    }
+
+    fn freeze_broker(&mut self, event: &Event) -> Option<()> {
+        if !self.has_broker() {
+            return None;
+        }
+        // Its session lasts three seconds.
+        let lasting = event.lasting(1_000, 8_000);
+        self.folder.event(format_args!("the broker frozen for {lasting:.1?}"));
+        self.broker.lock().unwrap_or_else(PoisonError::into_inner).signal("-STOP");
+        self.later(lasting, End::ContinueBroker);
         Some(())
     }
 
