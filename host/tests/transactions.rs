@@ -635,7 +635,7 @@ async fn answers_are_true_while_the_broker_crashes() {
 /// may never come back from sending offsets there.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_true_while_the_broker_freezes() {
-    answers_are_true_while("freeze", 4, |kafka| kafka.freeze(Duration::from_secs(5))).await;
+    answers_are_true_while("freeze", 2, |kafka| kafka.freeze(Duration::from_secs(5))).await;
 }
 
 /// librdkafka's issue 5511: where the group's coordinator goes off the list of brokers, and no broker's connection changes after
