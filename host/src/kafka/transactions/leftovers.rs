@@ -29,11 +29,11 @@ const OFFSETS_TIMEOUT: Duration = Duration::from_secs(1);
 const NAMED: usize = 5;
 
 /// What to do about a transaction that hangs.
-pub(in crate::kafka) const HANGING_CURE: &str = "; if the brokers can be reached and this stays so for minutes, a transaction hangs that they take for \
-     ended: list it with `kafka-transactions.sh --bootstrap-server ... find-hanging --broker-id ... \
-     --max-transaction-timeout 1`, and end each line of that with `kafka-transactions.sh ... abort \
-     --topic ... --partition ... --start-offset ...`; if there is none, restart the broker that \
-     coordinates the group";
+pub(in crate::kafka) const HANGING_CURE: &str = "; if the brokers can be reached and this stays so for \
+     minutes, a transaction hangs that they take for ended: list it with `kafka-transactions.sh \
+     --bootstrap-server ... find-hanging --broker-id ... --max-transaction-timeout 1`, and end each line of \
+     that with `kafka-transactions.sh ... abort --topic ... --partition ... --start-offset ...`; if there is \
+     none, restart the broker that coordinates the group";
 
 /// A partition of a source topic, of whose offset it is not known that no transaction holds it.
 type Held = (String, i32);
