@@ -14,7 +14,7 @@
 //! - a producer whose transaction failed does no further one. A request that is still under way could
 //!   arrive in the next one, and move offsets back; and librdkafka miscounts its messages after one
 //!   was refused. Its successor concludes the transaction, and has a higher epoch, which fences the rest;
-//! - no producer begins while anything that was there before it is undecided ([`leftovers`]).
+//! - no producer begins while anything that was there before it is undecided (`transactions/leftovers.rs`).
 
 mod clients;
 mod leftovers;
