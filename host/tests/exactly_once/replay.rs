@@ -2,7 +2,7 @@
 
 use crate::refusals::commit;
 use crate::stage::Stage;
-use crate::support::sluice::Sluice;
+use crate::support::sluice::{Configuration, Sluice};
 
 fn is_held(host: &Sluice, offsets: &str) -> bool {
     let (code, body) = host.get("/ready");
@@ -94,11 +94,9 @@ fn a_replay_that_is_allowed_is_one() {
     assert_eq!((stage.rows(), stage.letters()), (3, 2));
 }
 
-/// Offsets of the topic before mean nothing in the one after. Kafka has forgotten the group's; the table has not.
-fn make_the_topic_again(name: &str, letters: &str, reason: &str) {
-    let stage = Stage::new(name, 1, "");
-    let configuration = stage.host("only");
-    let host = stage.start(&configuration);
+/// Has a host settle five records, makes its topic again with these, and waits until that has ended the host.
+fn make_the_topic_again(stage: &Stage, configuration: &Configuration, letters: &str, reason: &str) {
+    let host = stage.start(configuration);
     stage.send(&[(0, "aaxaa")]);
     host.wait_until("everything is settled", |_| stage.is_settled());
     stage.make_again();
@@ -106,6 +104,13 @@ fn make_the_topic_again(name: &str, letters: &str, reason: &str) {
     let (code, log) = host.wait_for_end();
     assert_eq!(code, Some(1));
     assert!(log.contains(reason), "{log}");
+}
+
+/// Offsets of the topic before mean nothing in the one after. Kafka has forgotten the group's; the table has not.
+fn is_not_taken_for_the_one_before(name: &str, letters: &str, reason: &str) {
+    let stage = Stage::new(name, 1, "");
+    let configuration = stage.host("only");
+    make_the_topic_again(&stage, &configuration, letters, reason);
     assert_eq!((stage.committed(0), stage.rows(), stage.letters()), (None, 4, 1));
 
     let host = Sluice::start(&configuration);
@@ -115,15 +120,19 @@ fn make_the_topic_again(name: &str, letters: &str, reason: &str) {
     assert_eq!((stage.rows(), stage.letters()), (letters.len() as u64 - 1, 2));
 }
 
+/// The host reads on at offset 5, where there is a record.
+const LONGER: &str = "bbxbbbbb";
+const ANOTHER_ID: &str = "was made again while it was read: its id was";
+
 #[test]
 fn a_topic_that_is_made_again_is_not_taken_for_the_one_before() {
-    make_the_topic_again("made_again", "bxb", "offsets went back from 5 to 0: the topic was made again");
+    let reason = "offsets went back from 5 to 0: the topic was made again";
+    is_not_taken_for_the_one_before("made_again", "bxb", reason);
 }
 
-/// The host reads on at offset 5, where there is a record.
 #[test]
 fn a_topic_that_is_made_again_and_is_longer_by_now_is_not_taken_for_the_one_before() {
-    make_the_topic_again("made_longer", "bbxbbbbb", "was made again while it was read: its id was");
+    is_not_taken_for_the_one_before("made_longer", LONGER, ANOTHER_ID);
 }
 
 /// Nothing is held at-least-once: the records that were read before the host noticed have two rows.
@@ -131,14 +140,7 @@ fn a_topic_that_is_made_again_and_is_longer_by_now_is_not_taken_for_the_one_befo
 fn at_least_once_every_record_of_a_topic_that_is_made_again_is_read() {
     let stage = Stage::new("made_at_least", 1, "");
     let configuration = stage.host("only").set(&stage.key("DELIVERY"), "at-least-once");
-    let host = stage.start(&configuration);
-    stage.send(&[(0, "aaxaa")]);
-    host.wait_until("everything is settled", |_| stage.is_settled());
-    stage.make_again();
-    stage.send(&[(0, "bbxbbbbb")]);
-    let (code, log) = host.wait_for_end();
-    assert_eq!(code, Some(1));
-    assert!(log.contains("was made again while it was read: its id was"), "{log}");
+    make_the_topic_again(&stage, &configuration, LONGER, ANOTHER_ID);
     assert_eq!((stage.committed(0), stage.rows(), stage.letters()), (None, 7, 1));
 
     let host = stage.start(&configuration);
