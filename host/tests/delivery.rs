@@ -24,6 +24,22 @@ fn configuration(kafka: &ApacheKafka, clickhouse: &ClickHouse) -> Configuration 
         .set("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "500")
 }
 
+/// A proxy before ClickHouse.
+fn before(clickhouse: &ClickHouse) -> Proxy {
+    let proxy = Proxy::start(Answers::All);
+    proxy.forward_to(clickhouse.url().trim_start_matches("http://").parse().expect("an address"));
+    proxy
+}
+
+/// The same, by way of the proxy.
+fn through(proxy: &Proxy, configuration: &Configuration) -> Configuration {
+    configuration.clone().set("CLICKHOUSE__URL", &format!("http://{}", proxy.address()))
+}
+
+fn rows(clickhouse: &ClickHouse) -> u64 {
+    clickhouse.rows("SELECT count() FROM purchases")[0]
+}
+
 /// Everything consumed is settled, and everything in the topic is consumed.
 fn is_done(sluice: &Sluice, partitions: usize) -> bool {
     let status = sluice.status();
@@ -39,19 +55,32 @@ fn nothing_is_lost_when_the_host_is_killed_and_every_verdict_is_met() {
     let larger = [("max.message.bytes", "4194304")];
     kafka.create_topic_with("purchases.dead-letters", 3, &larger);
     let clickhouse = ClickHouse::start();
-    let traffic = Traffic::generate(7, RECORDS, 0.02);
+    let proxy = before(&clickhouse);
+    let mut traffic = Traffic::generate(7, RECORDS, 0.02);
     assert!(traffic.faults() > 500, "{} faults", traffic.faults());
+    let mut second = traffic.split_off(15_000);
+    let third = second.split_off(20_000);
     traffic.send(kafka.bootstrap(), "purchases");
 
     let configuration = configuration(&kafka, &clickhouse);
+    let behind = through(&proxy, &configuration);
     let mut kills = 0;
-    for settled in [3_000, 8_000] {
-        let sluice = Sluice::start(&configuration);
-        sluice.wait_until("some records are settled", |sluice| sluice.settled() >= settled);
+    for (settled, next) in [(3_000, &second), (8_000, &third)] {
+        let sluice = Sluice::start(&behind);
+        sluice
+            .wait_until("all so far is settled", |sluice| sluice.settled() >= settled && is_done(sluice, 12));
+        let known = rows(&clickhouse);
+        proxy.swallow(u64::MAX);
+        next.send(kafka.bootstrap(), "purchases");
+        sluice.wait_until("there are rows that it does not know of", |sluice| {
+            rows(&clickhouse) > known && !is_done(sluice, 12)
+        });
         assert!(!is_done(&sluice, 12), "the kill came too late to prove anything");
         sluice.kill();
+        proxy.heal();
         kills += 1;
     }
+    let traffic = traffic.and(second.and(third));
     let sluice = Sluice::start(&configuration);
     sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
     let (code, metrics) = sluice.get("/metrics");
@@ -117,18 +146,15 @@ fn at_least_once_nothing_is_lost_when_the_host_is_killed() {
     kafka.create_topic("purchases", 12);
     kafka.create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
     let clickhouse = ClickHouse::start();
-    let proxy = Proxy::start(Answers::All);
-    proxy.forward_to(clickhouse.url().trim_start_matches("http://").parse().expect("an address"));
+    let proxy = before(&clickhouse);
     let configuration =
         configuration(&kafka, &clickhouse).set("PIPELINES__PURCHASES__DELIVERY", "at-least-once");
-    let behind = configuration.clone().set("CLICKHOUSE__URL", &format!("http://{}", proxy.address()));
-    let sluice = Sluice::start(&behind);
+    let sluice = Sluice::start(&through(&proxy, &configuration));
     sluice.wait_until("it is ready", |sluice| sluice.get("/ready").0 == 200);
     proxy.swallow(u64::MAX);
     let traffic = Traffic::generate(17, 20_000, 0.02);
     traffic.send(kafka.bootstrap(), "purchases");
-    let rows = || clickhouse.rows::<u64>("SELECT count() FROM purchases")[0];
-    sluice.wait_until("there are rows that it does not know of", |_| rows() > 0);
+    sluice.wait_until("there are rows that it does not know of", |_| rows(&clickhouse) > 0);
     sluice.kill();
     let sluice = Sluice::start(&configuration);
     sluice.wait_until("the topic is drained", |sluice| is_done(sluice, 12));
@@ -218,12 +244,19 @@ fn a_broker_that_crashes_under_load_is_waited_for_and_nothing_is_lost() {
     kafka.create_topic("purchases", 12);
     kafka.create_topic_with("purchases.dead-letters", 3, &[("max.message.bytes", "4194304")]);
     let clickhouse = ClickHouse::start();
-    let traffic = Traffic::generate(13, 30_000, 0.02);
+    let proxy = before(&clickhouse);
+    let mut traffic = Traffic::generate(13, 30_000, 0.02);
+    let second = traffic.split_off(15_000);
     traffic.send(kafka.bootstrap(), "purchases");
-    let sluice = Sluice::start(&configuration(&kafka, &clickhouse));
+    let sluice = Sluice::start(&through(&proxy, &configuration(&kafka, &clickhouse)));
     sluice.wait_until("some records are settled", |sluice| sluice.settled() >= 2_000);
+    proxy.swallow(u64::MAX);
+    second.send(kafka.bootstrap(), "purchases");
+    sluice.wait_until("more are under way", |sluice| !is_done(sluice, 12));
     assert!(!is_done(&sluice, 12), "the crash came too late to prove anything");
     kafka.kill();
+    proxy.heal();
+    let traffic = traffic.and(second);
     sluice.wait_until("it says that no broker is there", |sluice| {
         let (code, body) = sluice.get("/ready");
         code == 503 && body.contains("kafka")
